@@ -1,0 +1,1 @@
+"""Locate, edit, prove."""

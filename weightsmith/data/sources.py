@@ -1,0 +1,134 @@
+"""Where images come from: the digits that ship with scikit-learn, MedMNIST files, folders of images."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+from sklearn.datasets import load_digits
+
+from weightsmith.data.download import DEFAULT_FOLDER, KnownSet, fetch_command, known_file
+from weightsmith.data.folder import folder
+from weightsmith.data.images import ImageSet
+from weightsmith.data.npz import PARTS, fingerprint, open_npz
+from weightsmith.data.split import Source, from_arrays
+from weightsmith.errors import WeightsmithError
+from weightsmith.files import default_cache_dir, user_path
+
+FORMS = '"digits", the path of a MedMNIST-layout .npz file, or the path of a folder with one folder of images a class'
+"""What a data set may be given as."""
+
+
+def digits() -> Source:
+    """The 1,797 handwritten digits of scikit-learn, 8x8 grey; their 17 levels are spread over 0 to 255."""
+    table = load_digits()
+    images = np.rint(table.images * (255 / 16)).astype(np.uint8)
+    labels = np.asarray(table.target, dtype=np.int64)
+    source = hashlib.sha256(images.tobytes() + labels.astype("<i8").tobytes()).hexdigest()
+    names = tuple(str(digit) for digit in range(10))
+    return Source(name="digits", parts={"train": from_arrays(images, labels, names, source, "train")})
+
+
+def medmnist(
+    path: str | Path = "~/.medmnist/pathmnist_224.npz",
+    cache_dir: Path | None = None,
+    class_names: Sequence[str] | None = None,
+) -> Source:
+    """A MedMNIST-layout .npz file, with the parts that it holds.
+
+    Args:
+        path: the file; one too large for memory is read through `cache_dir`.
+        cache_dir: by default `default_cache_dir()`.
+        class_names: one name a class; by default those of the published set whose name the file bears
+            (pathmnist_224.npz), and "class 0", "class 1"... for a file of any other name.
+
+    Raises:
+        WeightsmithError: a bad file (see `open_npz`), a label out of range, a class that train lacks.
+    """
+    file = user_path(path)
+    arrays = open_npz(file, cache_dir or default_cache_dir())
+    labels = {part: arrays[f"{part}_labels"] for part in PARTS if f"{part}_labels" in arrays}
+    published = known_file(file)
+    known = None if published is None or class_names is not None else published[0]
+    if class_names is not None:
+        names = tuple(class_names)
+    elif known is not None:
+        names = known.class_names
+    else:
+        # More classes than train images could not all have one, and a stray label of billions shall make no names.
+        highest = min(max(int(part.max(initial=0)) for part in labels.values()), len(labels["train"]) - 1)
+        names = tuple(f"class {label}" for label in range(highest + 1))
+    _check_labels(file, labels, names, known)
+    source = fingerprint(file)
+    return Source(
+        name=file.name,
+        parts={
+            part: from_arrays(arrays[f"{part}_images"], values, names, source, part) for part, values in labels.items()
+        },
+    )
+
+
+def _check_labels(file: Path, labels: dict[str, np.ndarray], names: tuple[str, ...], known: KnownSet | None) -> None:
+    for part, values in labels.items():
+        wrong = np.flatnonzero((values < 0) | (values >= len(names)))
+        if len(wrong):
+            rename = f", or rename the file if it is not the published {known.name}" if known else ""
+            raise WeightsmithError(
+                f"label {values[wrong[0]]} at position {wrong[0]} of the {part} part of {file} is outside "
+                f"0..{len(names) - 1}: correct the labels{rename}"
+            )
+    in_train = np.bincount(labels["train"], minlength=len(names)) > 0
+    for part, values in labels.items():
+        absent = np.flatnonzero((np.bincount(values, minlength=len(names)) > 0) & ~in_train)
+        if len(absent):
+            raise WeightsmithError(
+                f"class {names[absent[0]]!r} is in the {part} part of {file} but not in its train part: "
+                "add train images of it, or leave the class out"
+            )
+
+
+def open_data(spec: str, image_size: int | None = None, cache_dir: Path | None = None) -> Source:
+    """The data set that `--data-path` names.
+
+    Args:
+        spec: "digits", a path to an .npz file, or a path to a folder of images (./digits for one of that name).
+        image_size: side in pixels that a folder's images are scaled to, by default 224; other sources have their size.
+        cache_dir: by default `default_cache_dir()`.
+
+    Raises:
+        WeightsmithError: any other spec, or a bad file or folder.
+    """
+    return _open(spec, image_size, cache_dir, "--data-path")
+
+
+def open_part(spec: str, image_size: int | None = None, cache_dir: Path | None = None) -> ImageSet:
+    """The images that `--edit-from` names: as `open_data`, with the part after a colon ("site.npz:test").
+
+    Raises:
+        WeightsmithError: as `open_data`; also a part that is not there, or none named where there are several.
+    """
+    base, colon, part = spec.rpartition(":")
+    # One letter before the colon is a drive, and what follows then a path.
+    if colon and len(base) > 1 and not {"/", "\\"} & set(part) and not os.path.exists(user_path(spec)):
+        return _open(base, image_size, cache_dir, "--edit-from").part(part)
+    source = _open(spec, image_size, cache_dir, "--edit-from")
+    if len(source.parts) > 1:
+        choices = " or ".join(f"{spec}:{name}" for name in source.parts)
+        raise WeightsmithError(f"--edit-from {spec} has {len(source.parts)} parts: give {choices}")
+    return next(iter(source.parts.values()))
+
+
+def _open(spec: str, image_size: int | None, cache_dir: Path | None, flag: str) -> Source:
+    if spec == "digits":
+        return digits()
+    path = user_path(spec)
+    if spec and path.suffix.lower() == ".npz":
+        return medmnist(path, cache_dir)
+    if spec and os.path.isdir(path):
+        return folder(path, 224 if image_size is None else image_size)
+    command = fetch_command(user_path(DEFAULT_FOLDER) / f"{spec}.npz")
+    hint = f"; {command} fetches that set as a file" if command else ""
+    raise WeightsmithError(f"{flag} {spec!r} is no data set: give {FORMS}{hint}")

@@ -1,0 +1,100 @@
+"""Other views of the same image: augmentation that keeps the class, and corruption that hides what it shows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weightsmith.errors import WeightsmithError, did_you_mean
+
+View = Callable[[Tensor, torch.Generator], Tensor]
+"""Maps images (n, channels, height, width) float in [0, 255] to one random view of each, same shape."""
+
+
+def light(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Shift by up to 1/14 of the side, turn by up to 10°, change brightness by up to 10%: safe for most images."""
+    n = len(images)
+
+    def uniform(low: float, high: float) -> Tensor:
+        return torch.rand(n, generator=generator) * (high - low) + low
+
+    angle, shift_x, shift_y = uniform(-1, 1) * math.pi / 18, uniform(-1, 1) / 7, uniform(-1, 1) / 7
+    cos, sin = angle.cos(), angle.sin()
+    matrix = torch.stack([torch.stack([cos, -sin, shift_x], 1), torch.stack([sin, cos, shift_y], 1)], 1)
+    grid = F.affine_grid(matrix.to(images.device), list(images.shape), align_corners=False)
+    moved = F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+    return (moved * uniform(0.9, 1.1).to(images.device).view(-1, 1, 1, 1)).clamp(0, 255)
+
+
+def dihedral(images: Tensor, generator: torch.Generator) -> Tensor:
+    """One of the eight flips and quarter turns: for images without an up, histology say. Square images only."""
+    if images.shape[-1] != images.shape[-2]:
+        raise WeightsmithError("the dihedral views need square images: use the light views")
+    choice = torch.randint(0, 8, (len(images),), generator=generator)
+    out = torch.empty_like(images)
+    for turn in range(8):
+        chosen = choice == turn
+        piece = images[chosen]
+        out[chosen] = torch.rot90(piece.flip(-1) if turn >= 4 else piece, turn % 4, (2, 3))
+    return out
+
+
+def unchanged(images: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG001  (the signature of a View)
+    """The image itself."""
+    return images
+
+
+_VIEWS: dict[str, View] = {"none": unchanged, "light": light, "dihedral": dihedral}
+
+
+def view(name: str, flag: str = "--views") -> View:
+    """A kind of view by name. Raises `WeightsmithError` naming `flag` for an unknown one."""
+    if name not in _VIEWS:
+        raise WeightsmithError(f"{flag} {name} is not known: {did_you_mean(name, _VIEWS)}")
+    return _VIEWS[name]
+
+
+def random_view(pixels: Tensor, name: str, seed: int) -> Tensor:
+    """One random view of each image, uint8 to uint8, the same for the same seed.
+
+    Args:
+        pixels: (n, channels, height, width) uint8.
+        name: "none", "light" or "dihedral".
+    """
+    generator = torch.Generator().manual_seed(seed)
+    return view(name)(pixels.float(), generator).round().clamp(0, 255).to(torch.uint8)
+
+
+@dataclass(frozen=True)
+class EmbeddingNoise:
+    """Gaussian noise on the embeddings of the patches (every token but the special ones), as ROME's tracing adds it.
+
+    Attributes:
+        scale: standard deviation in units of σ, the standard deviation of the clean embeddings at those positions.
+        samples: noise samples an image; the same for every site (common random numbers).
+        seed: of the noise.
+    """
+
+    scale: float = 3.0
+    samples: int = 32
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        if self.samples < 1 or self.scale <= 0:
+            raise WeightsmithError("embedding noise needs at least one sample (--num-ablations) and a positive scale")
+
+    def draw(self, clean: Tensor, sigma: float, index: int) -> Tensor:
+        """(samples, positions, width) noise for image number `index` with embeddings `clean` (positions, width)."""
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        noise = torch.randn((self.samples, *clean.shape), generator=generator)
+        return (noise * (self.scale * sigma)).to(clean.device, clean.dtype)
+
+
+def embedding_noise(scale: float = 3.0, samples: int = 32, seed: int = 0) -> EmbeddingNoise:
+    """Noise of `scale` standard deviations on the patch embeddings."""
+    return EmbeddingNoise(scale, samples, seed)

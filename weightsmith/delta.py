@@ -1,0 +1,370 @@
+"""`Delta`: a change of weights as a value, that can be added, scaled, put on, taken off, saved and exported."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Protocol
+from weakref import WeakKeyDictionary
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from weightsmith.effects import read_tensors
+from weightsmith.errors import WeightsmithError, WrongWeightsError
+from weightsmith.files import atomic_folder, atomic_path
+
+_FORMAT = "weightsmith-delta-1"
+
+
+class HasModule(Protocol):
+    """Anything that wraps a network, such as `weightsmith.Model`."""
+
+    @property
+    def module(self) -> nn.Module: ...
+
+
+def network(model: nn.Module | HasModule) -> nn.Module:
+    """The network itself, wrapped or not."""
+    return model if isinstance(model, nn.Module) else model.module
+
+
+def weights_hash(model: nn.Module | HasModule) -> str:
+    """SHA-256 over names, dtypes, shapes and bytes of every parameter and buffer that a checkpoint holds."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(network(model).state_dict().items()):
+        digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
+        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class LowRank:
+    """The change left · right of a matrix parameter.
+
+    Attributes:
+        left: (rows, rank); right: (rank, columns). Rows and columns are those of the parameter as it is stored.
+    """
+
+    left: Tensor
+    right: Tensor
+
+    def __post_init__(self) -> None:
+        if self.left.ndim != 2 or self.right.ndim != 2 or self.left.shape[1] != self.right.shape[0]:
+            raise WeightsmithError(
+                f"low-rank factors {tuple(self.left.shape)} and {tuple(self.right.shape)} do not multiply"
+            )
+        _check_finite(self.left, self.right)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return (self.left.shape[0], self.right.shape[1])
+
+    def dense(self) -> Tensor:
+        """The change itself, (rows, columns)."""
+        return self.left @ self.right
+
+    def scaled(self, factor: float) -> LowRank:
+        return LowRank(self.left * factor, self.right)
+
+    def norm(self) -> float:
+        """Frobenius norm, from the factors alone."""
+        gram = (self.left.mT @ self.left) * (self.right @ self.right.mT)
+        return float(gram.sum().clamp(min=0).sqrt())
+
+    def compressed(self, tolerance: float = 1e-12) -> LowRank:
+        """An equal change of the smallest rank: singular values below `tolerance` of the largest are dropped."""
+        q_left, r_left = torch.linalg.qr(self.left)
+        q_right, r_right = torch.linalg.qr(self.right.mT)
+        u, s, vh = torch.linalg.svd(r_left @ r_right.mT, full_matrices=False)
+        kept = max(1, int((s > tolerance * s[0]).sum())) if len(s) and s[0] > 0 else 1
+        return LowRank(q_left @ (u[:, :kept] * s[:kept]), vh[:kept] @ q_right.mT)
+
+
+@dataclass(frozen=True, eq=False)
+class Dense:
+    """A change of a parameter of any shape, element by element."""
+
+    change: Tensor
+
+    def __post_init__(self) -> None:
+        _check_finite(self.change)
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        return tuple(self.change.shape)
+
+    def dense(self) -> Tensor:
+        """The change itself."""
+        return self.change
+
+    def scaled(self, factor: float) -> Dense:
+        return Dense(self.change * factor)
+
+    def norm(self) -> float:
+        """Frobenius norm."""
+        return float(self.change.norm())
+
+
+Change = LowRank | Dense
+
+
+def _check_finite(*tensors: Tensor) -> None:
+    if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
+        raise WeightsmithError("a change of weights holds NaN or infinity: the solve that made it did not succeed")
+
+
+def _sum(a: Change, b: Change) -> Change:
+    if a.shape != b.shape:
+        raise WeightsmithError(f"changes of shape {a.shape} and {b.shape} cannot be added")
+    if isinstance(a, LowRank) and isinstance(b, LowRank):
+        return LowRank(torch.cat([a.left, b.left], 1), torch.cat([a.right, b.right], 0))
+    return Dense(a.dense() + b.dense())
+
+
+@dataclass(frozen=True, eq=False)
+class Delta:
+    """Parameter name → change, for one set of weights.
+
+    A delta never touches a model by itself: `on` puts it on for a while and takes it off bit by bit, `apply` makes
+    it stay. `+`, `-` and scaling give new deltas for the same weights.
+
+    Attributes:
+        changes: parameter name → `LowRank` or `Dense`.
+        base: `weights_hash` of the weights that the delta was made for; "" fits any.
+        info: what made it (method, hyper-parameters, diagnostics); JSON values only.
+    """
+
+    changes: Mapping[str, Change]
+    base: str = ""
+    info: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "changes", MappingProxyType(dict(self.changes)))
+
+    def __add__(self, other: Delta) -> Delta:
+        if not isinstance(other, Delta):
+            return NotImplemented
+        if self.base and other.base and self.base != other.base:
+            raise WrongWeightsError(
+                "the two deltas were made for different weights: use `first.then(second)` when the second was made "
+                "on the weights that the first left"
+            )
+        return self._joined(other, self.base or other.base)
+
+    def then(self, later: Delta) -> Delta:
+        """The sum of this delta and one that was made on the weights it left, for this one's weights."""
+        return self._joined(later, self.base)
+
+    def _joined(self, other: Delta, base: str) -> Delta:
+        changes = dict(self.changes)
+        for name, change in other.changes.items():
+            changes[name] = _sum(changes[name], change) if name in changes else change
+        return Delta(changes, base, {"sum_of": [self.info, other.info]})
+
+    def __mul__(self, factor: float) -> Delta:
+        changes = {name: change.scaled(factor) for name, change in self.changes.items()}
+        return replace(self, changes=changes, info=self.info | {"scale": self.info.get("scale", 1.0) * factor})
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> Delta:
+        return self * -1.0
+
+    def __sub__(self, other: Delta) -> Delta:
+        return self + (-other)
+
+    def norm(self) -> float:
+        """Frobenius norm of the whole change."""
+        return math.sqrt(sum(change.norm() ** 2 for change in self.changes.values()))
+
+    def compressed(self) -> Delta:
+        """The same change with every low-rank part at its smallest rank."""
+        return replace(
+            self,
+            changes={n: c.compressed() if isinstance(c, LowRank) else c for n, c in self.changes.items()},
+        )
+
+    def check(self, model: nn.Module | HasModule) -> None:
+        """Raise `WrongWeightsError` unless the model has the weights that this delta was made for."""
+        if self.base and weights_hash(model) != self.base:
+            raise WrongWeightsError(
+                "this delta was made for other weights than the model has: load the model it was made for, or pass "
+                "check=False to put it on all the same"
+            )
+
+    @contextmanager
+    def on(self, model: nn.Module | HasModule, check: bool = True) -> Iterator[None]:
+        """Put the change on while the block runs, then restore the saved weights (w + d − d is not bitwise w).
+
+        Raises:
+            WrongWeightsError: `check` and the model has other weights than those the delta was made for.
+            WeightsmithError: a parameter is missing or of another shape.
+        """
+        module = network(model)
+        if check:
+            self.check(module)
+        parameters = self._parameters(module)
+        saved = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        stack = _WORN.setdefault(module, [])
+        stack.append(saved)
+        try:
+            self._write(parameters)
+            yield
+        finally:
+            stack[:] = [entry for entry in stack if entry is not saved]
+            _copy_into(parameters, saved)
+
+    def apply(self, model: nn.Module | HasModule, check: bool = True) -> None:
+        """Add the change to the model's weights for good. Raises as `on`; the model is never left half-changed."""
+        module = network(model)
+        if check:
+            self.check(module)
+        parameters = self._parameters(module)
+        saved = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        try:
+            self._write(parameters)
+        except BaseException:
+            _copy_into(parameters, saved)
+            raise
+
+    def _parameters(self, module: nn.Module) -> dict[str, Tensor]:
+        parameters = dict(module.named_parameters(remove_duplicate=False))
+        for name, change in self.changes.items():
+            if name not in parameters:
+                raise WeightsmithError(f"the model has no parameter {name!r} that this delta changes")
+            if tuple(parameters[name].shape) != change.shape:
+                raise WeightsmithError(
+                    f"the delta changes {name} of shape {change.shape}, the model has {tuple(parameters[name].shape)}"
+                )
+        return {name: parameters[name] for name in self.changes}
+
+    @torch.no_grad()
+    def _write(self, parameters: Mapping[str, Tensor]) -> None:
+        for name, change in self.changes.items():
+            weight = parameters[name]
+            wide = torch.promote_types(weight.dtype, torch.float32)
+            step = change.dense().to(wide).to(weight.device)
+            # Elements that do not change keep their bits: −0.0 + 0.0 would be +0.0.
+            weight.copy_(torch.where(step == 0, weight.to(wide), weight.to(wide) + step))
+
+    def save(self, path: Path | str) -> None:
+        """Write one safetensors file, atomically."""
+        tensors: dict[str, Tensor] = {}
+        for name, change in self.changes.items():
+            if isinstance(change, LowRank):
+                tensors[f"{name}:left"] = change.left.contiguous().cpu()
+                tensors[f"{name}:right"] = change.right.contiguous().cpu()
+            else:
+                tensors[f"{name}:dense"] = change.change.contiguous().cpu()
+        header = {"format": _FORMAT, "base": self.base, "info": self.info}
+        with atomic_path(path) as temporary:
+            save_file(tensors, temporary, metadata={"weightsmith": json.dumps(header)})
+
+    @classmethod
+    def load(cls, path: Path | str) -> Delta:
+        """Read what `save` wrote. Raises `WeightsmithError` for a missing or damaged file or another format."""
+        header, tensors = read_tensors(path, _FORMAT)
+        changes: dict[str, Change] = {}
+        for key in tensors:
+            name, _, part = key.rpartition(":")
+            if part == "left":
+                changes[name] = LowRank(tensors[f"{name}:left"], tensors[f"{name}:right"])
+            elif part == "dense":
+                changes[name] = Dense(tensors[key])
+        return cls(changes, header["base"], header["info"])
+
+    def to_lora(self, folder: Path | str, base_model: str | None = None) -> None:
+        """Write the delta as a LoRA adapter that plain PEFT loads: B A = change, scale 1, full rank.
+
+        Weights of linear layers become lora_A (rank, in) and lora_B (out, rank); a dense change is factored by SVD at
+        full rank; a change of a bias becomes lora_B's bias.
+
+        Args:
+            base_model: name or path written into the adapter as its base model.
+
+        Raises:
+            WeightsmithError: a change of something else than a linear layer's weight or bias.
+        """
+        from peft import LoraConfig  # heavy, and only needed here
+
+        factors: dict[str, LowRank] = {}
+        biases: dict[str, Tensor] = {}
+        for name, change in self.changes.items():
+            layer, _, kind = name.rpartition(".")
+            if kind == "weight" and len(change.shape) == 2:
+                low = change if isinstance(change, LowRank) else _factored(change)
+                factors[layer] = low.compressed() if low.left.shape[1] > min(low.shape) else low
+            elif kind == "bias" and isinstance(change, Dense):
+                biases[layer] = change.change
+            else:
+                raise WeightsmithError(f"{name} cannot be part of a LoRA adapter: apply the delta and save the model")
+        alone = [layer for layer in biases if layer not in factors]
+        if alone:
+            raise WeightsmithError(f"{alone[0]}.bias changes without its weight, which no LoRA adapter can hold")
+        ranks = {layer: low.left.shape[1] for layer, low in factors.items()}
+        rank = max(ranks.values())
+        config = LoraConfig(
+            r=rank,
+            lora_alpha=rank,
+            target_modules=sorted(factors),
+            rank_pattern=ranks,
+            alpha_pattern=ranks,
+            lora_bias=bool(biases),
+            base_model_name_or_path=base_model,
+            inference_mode=True,
+        )
+        tensors: dict[str, Tensor] = {}
+        for layer, low in factors.items():
+            prefix = f"base_model.model.{layer}"
+            tensors[f"{prefix}.lora_A.weight"] = low.right.float().contiguous().cpu()
+            tensors[f"{prefix}.lora_B.weight"] = low.left.float().contiguous().cpu()
+            if biases:
+                bias = biases.get(layer, torch.zeros(low.shape[0]))
+                tensors[f"{prefix}.lora_B.bias"] = bias.float().contiguous().cpu()
+        with atomic_folder(folder) as temporary:
+            config.save_pretrained(temporary)
+            save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+
+
+def _factored(change: Dense) -> LowRank:
+    u, s, vh = torch.linalg.svd(change.change.double(), full_matrices=False)
+    return LowRank(u * s, vh)
+
+
+_WORN: WeakKeyDictionary[nn.Module, list[dict[str, Tensor]]] = WeakKeyDictionary()
+"""For each network the weights saved by the deltas that it wears at this moment, oldest first."""
+
+
+def wears_delta(model: nn.Module | HasModule) -> bool:
+    """Whether a delta is on the model now, put there by `Delta.on`."""
+    return bool(_WORN.get(network(model)))
+
+
+@contextmanager
+def lifted(model: nn.Module | HasModule) -> Iterator[None]:
+    """Take every delta that the model wears off while the block runs: the model as it was before."""
+    module = network(model)
+    saved: dict[str, Tensor] = {}
+    for layer in reversed(_WORN.get(module, [])):
+        saved |= layer  # the oldest saved copy of a parameter is its original
+    parameters = {n: p for n, p in module.named_parameters(remove_duplicate=False) if n in saved}
+    worn = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    try:
+        _copy_into(parameters, saved)
+        yield
+    finally:
+        _copy_into(parameters, worn)
+
+
+@torch.no_grad()
+def _copy_into(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+    for name, parameter in parameters.items():
+        parameter.copy_(values[name])

@@ -1,0 +1,81 @@
+"""Accuracy, precision, recall and F1 with intervals."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+
+from weightsmith.data import seal
+from weightsmith.data.images import ImageSet
+from weightsmith.measure import Interval, Predictions, bootstrap, predict, proportion
+from weightsmith.models import Model
+
+
+@dataclass(frozen=True, eq=False)
+class Classification:
+    """Scores of one set of predictions.
+
+    Attributes:
+        accuracy: with Wilson's 95% interval.
+        precision, recall, f1: one interval a class (bootstrap); NaN where the class is neither predicted nor present.
+        macro: "precision", "recall" and "f1" averaged over the classes that are present.
+        confusion: (classes, classes) counts, rows are the true classes.
+    """
+
+    accuracy: Interval
+    precision: tuple[Interval, ...]
+    recall: tuple[Interval, ...]
+    f1: tuple[Interval, ...]
+    macro: dict[str, Interval]
+    confusion: np.ndarray
+
+    @classmethod
+    def of(cls, predictions: Predictions) -> Classification:
+        """Score predictions against their labels."""
+        confusion = confusion_matrix(predictions)
+        classes = len(confusion)
+        by_class = bootstrap(confusion, lambda tables: np.concatenate(_precision_recall_f1(tables), 1))
+        macro = bootstrap(
+            confusion, lambda tables: np.stack([_mean(score) for score in _precision_recall_f1(tables)], 1)
+        )
+        return cls(
+            accuracy=proportion(int(confusion.trace()), int(confusion.sum())),
+            precision=tuple(by_class[:classes]),
+            recall=tuple(by_class[classes : 2 * classes]),
+            f1=tuple(by_class[2 * classes :]),
+            macro=dict(zip(("precision", "recall", "f1"), macro, strict=True)),
+            confusion=confusion,
+        )
+
+
+def classify(model: Model, images: ImageSet, title: str = "evaluating") -> Classification:
+    """Score a model on a set of images; the one way in which a sealed set is read for plain scores."""
+    with seal.evaluation():
+        return Classification.of(predict(model, images, title=title))
+
+
+def confusion_matrix(predictions: Predictions) -> np.ndarray:
+    """(classes, classes) int64 counts, rows are the true classes, columns the predicted ones."""
+    classes = predictions.logits.shape[1]
+    pairs = predictions.labels.numpy() * classes + predictions.classes.numpy()
+    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+
+
+def _precision_recall_f1(tables: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Each (tables, classes), of tables (tables, classes, classes)."""
+    hits = np.diagonal(tables, axis1=1, axis2=2).astype(np.float64)
+    predicted, true = tables.sum(1), tables.sum(2)
+    with np.errstate(invalid="ignore"):
+        precision, recall = hits / predicted, hits / true
+        f1 = 2 * hits / (predicted + true)
+    # A class that is there but never predicted is missed, not undefined.
+    return np.where((predicted == 0) & (true > 0), 0.0, precision), recall, f1
+
+
+def _mean(scores: np.ndarray) -> np.ndarray:
+    """(tables,) mean over the classes where the score is defined; NaN where it is nowhere."""
+    defined = np.isfinite(scores)
+    count = defined.sum(1)
+    total = np.where(defined, scores, 0.0).sum(1)
+    return np.where(count > 0, total / np.maximum(count, 1), np.nan)

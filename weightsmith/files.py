@@ -1,0 +1,154 @@
+"""Files that are either whole or absent: every write of the library goes through here."""
+
+from __future__ import annotations
+
+import csv
+import errno
+import json
+import os
+import shutil
+import tempfile
+import uuid
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import platformdirs
+
+from weightsmith.errors import WeightsmithError
+
+CHUNK = 2 * 2**20
+"""Bytes moved at a time when a file is streamed."""
+
+
+def default_cache_dir() -> Path:
+    """The folder of everything that can be made again: $WEIGHTSMITH_CACHE, else the platform's cache folder."""
+    chosen = os.environ.get("WEIGHTSMITH_CACHE")
+    return user_path(chosen) if chosen else platformdirs.user_cache_path("weightsmith")
+
+
+def user_path(path: str | Path) -> Path:
+    """The path with a leading ~ resolved; unlike `Path.expanduser` it leaves an unknown user's ~name as it is."""
+    return Path(os.path.expanduser(path))
+
+
+@contextmanager
+def replacing(target: Path) -> Iterator[Path]:
+    """Yield a path beside `target` to write to; afterwards the file is at `target`, whole, or nowhere.
+
+    The name is unique, so processes that write the same target do not meet: the last one to finish wins.
+    Folders above the target are made. Any exception, an interrupt included, removes the temporary file.
+
+    Raises:
+        OSError: the folder cannot be made, or the file cannot be moved into place.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        move_into_place(temporary, target)
+    except BaseException:
+        temporary.unlink(missing_ok=True)
+        raise
+
+
+def move_into_place(written: Path, target: Path) -> None:
+    """Rename a finished file to its target in the same folder, such that a power cut leaves the old or the new one."""
+    with open(written, "rb+") as handle:
+        os.fsync(handle.fileno())
+    os.replace(written, target)
+    if os.name == "posix":  # elsewhere a folder cannot be opened
+        folder = os.open(target.parent, os.O_RDONLY)
+        try:
+            os.fsync(folder)
+        finally:
+            os.close(folder)
+
+
+@contextmanager
+def atomic_path(target: Path | str) -> Iterator[Path]:
+    """`replacing`, with a full disk or a folder that cannot be written told as a `WeightsmithError`."""
+    with explained(Path(target)), replacing(Path(target)) as temporary:
+        yield temporary
+
+
+@contextmanager
+def atomic_folder(target: Path | str) -> Iterator[Path]:
+    """Like `atomic_path` for a folder: the old one, if any, is replaced only when the new one is complete."""
+    target = Path(target)
+    with explained(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+        old = temporary.with_suffix(".old")
+        try:
+            yield temporary
+            temporary.chmod(0o777 & ~_umask())
+            if target.exists():
+                os.replace(target, old)
+            os.replace(temporary, target)
+            shutil.rmtree(old, ignore_errors=True)
+        except BaseException:
+            if old.exists() and not target.exists():
+                os.replace(old, target)
+            shutil.rmtree(temporary, ignore_errors=True)
+            raise
+
+
+def write_text(target: Path | str, text: str) -> None:
+    """Write UTF-8 text atomically."""
+    with atomic_path(target) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(target: Path | str, value: Any) -> None:
+    """Write JSON atomically, keys in the given order."""
+    write_text(target, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_csv(target: Path | str, rows: Sequence[Mapping[str, object]], columns: Sequence[str] | None = None) -> None:
+    """Write rows as CSV atomically; `columns` gives the header when there may be no rows."""
+    names = list(columns) if columns is not None else list(rows[0])
+    with atomic_path(target) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        writer = csv.DictWriter(file, names)
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def read_csv(path: Path | str) -> list[dict[str, str]]:
+    """The rows of a CSV file as text."""
+    with Path(path).open(newline="", encoding="utf-8") as file:
+        return list(csv.DictReader(file))
+
+
+@contextmanager
+def explained(target: Path) -> Iterator[None]:
+    """Turn an OSError of writing `target` into a `WeightsmithError` that says what to do."""
+    try:
+        yield
+    except OSError as error:
+        if disk_is_full(error):
+            raise WeightsmithError(
+                f"the disk that holds {target.parent} is full: free some space and run the command again; "
+                "nothing was half-written"
+            ) from error
+        if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
+            raise WeightsmithError(f"{target} cannot be written: choose another folder or change its rights") from error
+        raise
+
+
+def disk_is_full(error: OSError) -> bool:
+    """Whether this failure means that no space, or no quota, is left."""
+    return error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows knows no quota
+
+
+def cause_of(error: BaseException) -> str:
+    """The first line of an exception's text, to stand inside a sentence."""
+    lines = str(error).strip().splitlines()
+    return lines[0].rstrip(".") if lines else type(error).__name__
+
+
+def _umask() -> int:
+    mask = os.umask(0)
+    os.umask(mask)
+    return mask

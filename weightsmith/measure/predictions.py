@@ -1,0 +1,95 @@
+"""What a model says of a set of images."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from weightsmith.data.images import ImageSet
+from weightsmith.errors import WeightsmithError
+from weightsmith.models import Model
+from weightsmith.progress import progress
+from weightsmith.request import Request
+
+BATCH = 256
+
+
+@dataclass(frozen=True, eq=False)
+class Predictions:
+    """Logits of a set of images beside their labels.
+
+    Attributes:
+        logits: (n, classes) float32; labels: (n,) int64; names: one an image.
+    """
+
+    logits: Tensor
+    labels: Tensor
+    names: tuple[str, ...]
+
+    @property
+    def probabilities(self) -> Tensor:
+        """(n, classes), rows sum to one."""
+        return self.logits.softmax(-1)
+
+    @property
+    def classes(self) -> Tensor:
+        """(n,) the class of largest logit."""
+        return self.logits.argmax(-1)
+
+    @property
+    def right(self) -> Tensor:
+        """(n,) bool."""
+        return self.classes == self.labels
+
+    @property
+    def accuracy(self) -> float:
+        return float(self.right.float().mean())
+
+
+@torch.no_grad()
+def predict(model: Model, images: ImageSet, batch_size: int = BATCH, title: str = "predicting") -> Predictions:
+    """Run the model over a set of images.
+
+    Raises:
+        HeldOutError: the set is sealed and no evaluation is under way.
+        WeightsmithError: the set is empty or its classes are not the model's.
+    """
+    if len(images) == 0:
+        raise WeightsmithError(f"the {images.part} set holds no images: nothing can be predicted")
+    if images.n_classes != model.n_classes:
+        raise WeightsmithError(
+            f"{model.name} has {model.n_classes} classes and the data {images.n_classes}: "
+            "train on this data, or give data with the model's classes"
+        )
+    pieces: list[Tensor] = []
+    with progress(title, len(images)) as advance:
+        for pixels, labels in images.batches(batch_size):
+            pieces.append(model.logits(model.preprocess(pixels, model.device)).float().cpu())
+            advance(len(labels))
+    return Predictions(torch.cat(pieces), torch.from_numpy(np.array(images.labels)), tuple(images.names()))
+
+
+def misclassified(
+    model: Model, images: ImageSet, limit: int | None = None, predictions: Predictions | None = None
+) -> list[Request]:
+    """One request an image that the model gets wrong, in the order of the set: the wanted class is its label.
+
+    Args:
+        limit: at most this many.
+        predictions: of this model on these images, when they are at hand.
+
+    Raises:
+        HeldOutError: the set is sealed.
+    """
+    seen = predictions if predictions is not None else predict(model, images)
+    wrong = torch.nonzero(~seen.right).flatten().tolist()[:limit]
+    if not wrong:
+        return []
+    pixels = images.pixels(wrong)
+    return [
+        Request(seen.names[i], pixels[k], int(seen.labels[i]), int(seen.classes[i]), images.source)
+        for k, i in enumerate(wrong)
+    ]

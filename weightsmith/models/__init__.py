@@ -1,0 +1,26 @@
+"""Networks and their named sites: family tables, loading and saving, recording and patching.
+
+A `Model` is a network plus a `Family` table that says where each `Site` lies; `record`, `patch` and `Model.run_from`
+read and write there. Nothing here knows why anybody would.
+"""
+
+from weightsmith.models.family import Family, families
+from weightsmith.models.hooks import Recording, count_blocks, patch, record
+from weightsmith.models.model import Model
+from weightsmith.models.preprocess import Preprocess
+from weightsmith.models.store import create, load, presets, save
+
+__all__ = [
+    "Family",
+    "Model",
+    "Preprocess",
+    "Recording",
+    "count_blocks",
+    "create",
+    "families",
+    "load",
+    "patch",
+    "presets",
+    "record",
+    "save",
+]

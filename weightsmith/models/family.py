@@ -1,0 +1,172 @@
+"""`Family`: where the sites of an architecture lie, read from a TOML table. A new architecture is a table, no code."""
+
+from __future__ import annotations
+
+import tomllib
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from torch import nn
+
+from weightsmith.errors import UnknownArchitectureError, WeightsmithError
+from weightsmith.site import KINDS
+
+_HOW_TO_ADD = (
+    "write a table like weightsmith/models/families/vit.toml and pass it: "
+    "weightsmith.load(model, family=weightsmith.models.Family.from_toml('mine.toml'))"
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a kind of site lies.
+
+    Attributes:
+        module: module path; inside the block, or from the network's root when it starts with "/".
+        side: the module's input or its output.
+        item: which element, where the module returns a tuple.
+        heads: the last axis is (heads, head width).
+        tokens: the activation has a token axis.
+        patch: writing there changes the pass; False where a hook sees a copy that nothing reads on.
+    """
+
+    module: str
+    side: Literal["in", "out"]
+    item: int | None = None
+    heads: bool = False
+    tokens: bool = True
+    patch: bool = True
+
+    def path(self, block: str) -> str:
+        if self.module.startswith("/"):
+            return self.module[1:]
+        return f"{block}.{self.module}" if self.module else block
+
+
+@dataclass(frozen=True)
+class LinearPlace:
+    """A linear map W·key + b = value that an editor can solve for."""
+
+    key: str
+    module: str
+    transposed: bool = False  # the parameter holds Wᵀ, as GPT-2's Conv1D does
+
+
+@dataclass(frozen=True)
+class Family:
+    """One architecture: blocks, tokens, sites and linear maps by module path."""
+
+    name: str
+    title: str
+    model_types: tuple[str, ...]
+    blocks: str
+    tail: tuple[str, ...]
+    pool: str | None
+    classifier: str
+    sites: dict[str, Place]
+    linear: dict[str, LinearPlace]
+    cls: int | None = None
+    special: int = 0
+    attention: str | None = None
+    head_width: str | None = None
+
+    @property
+    def has_tokens(self) -> bool:
+        return self.cls is not None
+
+    @classmethod
+    def from_toml(cls, path: Path | str) -> Family:
+        """Read a family table.
+
+        Raises:
+            WeightsmithError: naming the file and the entry, when the table is incomplete or names unknown sites.
+        """
+        path = Path(path)
+        try:
+            table = tomllib.loads(path.read_text(encoding="utf-8"))
+        except (OSError, tomllib.TOMLDecodeError) as error:
+            raise WeightsmithError(f"the family table {path} cannot be read: {error}") from error
+        return cls._from_table(path.stem, table)
+
+    @classmethod
+    def _from_table(cls, name: str, table: dict[str, Any]) -> Family:
+        if "extends" in table:
+            table = _merged(_shipped_table(table["extends"]), table)
+        try:
+            table = _filled(table, table.get("root", ""))
+            sites = {kind: Place(**entry) for kind, entry in table["sites"].items()}
+            linear = {kind: LinearPlace(**entry) for kind, entry in table["linear"].items()}
+            tokens, attention, tail = table.get("tokens", {}), table.get("attention", {}), table["tail"]
+            family = cls(
+                name=name,
+                title=table["title"],
+                model_types=tuple(table["model_types"]),
+                blocks=table["blocks"],
+                tail=tuple(tail["modules"]),
+                pool=tail.get("pool"),
+                classifier=tail["classifier"],
+                sites=sites,
+                linear=linear,
+                cls=tokens.get("cls"),
+                special=tokens.get("special", 0),
+                attention=attention.get("module"),
+                head_width=attention.get("head_width"),
+            )
+        except (KeyError, TypeError) as error:
+            raise WeightsmithError(f"the family table {name!r} is incomplete or has a wrong entry: {error}") from error
+        unknown = [kind for kind in (*sites, *linear) if kind not in KINDS]
+        if unknown:
+            raise WeightsmithError(f"the family table {name!r} names the unknown site {unknown[0]!r}")
+        return family
+
+
+def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
+    merged = dict(base)
+    for key, value in own.items():
+        merged[key] = _merged(base[key], value) if isinstance(value, dict) and key in base else value
+    return merged
+
+
+def _filled(value: Any, root: str) -> Any:
+    """The table with every {root} replaced."""
+    if isinstance(value, dict):
+        return {key: _filled(entry, root) for key, entry in value.items()}
+    if isinstance(value, list):
+        return [_filled(entry, root) for entry in value]
+    return value.replace("{root}", root) if isinstance(value, str) else value
+
+
+def _shipped_table(name: str) -> dict[str, Any]:
+    text = (resources.files("weightsmith.models") / "families" / f"{name}.toml").read_text(encoding="utf-8")
+    return tomllib.loads(text)
+
+
+@cache
+def families() -> dict[str, Family]:
+    """Every shipped family by name."""
+    folder = resources.files("weightsmith.models") / "families"
+    names = sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+    return {name: Family._from_table(name, _shipped_table(name)) for name in names}
+
+
+def family_of(module: nn.Module) -> Family:
+    """The family that describes this network, by the model type in its config.
+
+    Raises:
+        UnknownArchitectureError: listing the families and how to add one.
+    """
+    model_type = getattr(getattr(module, "config", None), "model_type", None)
+    for family in families().values():
+        if model_type in family.model_types and _has_module(module, family.blocks, family.classifier):
+            return family
+    known = ", ".join(f"{family.name} ({family.title})" for family in families().values())
+    what = type(module).__name__ + (f" (model type {model_type!r})" if model_type else "")
+    raise UnknownArchitectureError(f"no family describes {what}; known families: {known}; to add one, {_HOW_TO_ADD}")
+
+
+def _has_module(module: nn.Module, *paths: str) -> bool:
+    names = {name for name, _ in module.named_modules()}
+    return all(path in names for path in paths)

@@ -1,0 +1,227 @@
+"""Models in and out: hub names, Hugging Face folders, run folders, presets and networks already in memory."""
+
+from __future__ import annotations
+
+import json
+import logging
+import tomllib
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from weightsmith.errors import WeightsmithError, did_you_mean
+from weightsmith.files import atomic_folder
+from weightsmith.models.family import Family, family_of
+from weightsmith.models.model import Model
+from weightsmith.models.preprocess import Preprocess
+
+PRETRAINED = "google/vit-base-patch16-224"
+"""The starting point of A3: a ViT-B/16 trained on ImageNet-21k and fine-tuned on ImageNet-1k."""
+
+
+def presets() -> dict[str, dict[str, Any]]:
+    """The shipped network descriptions by name."""
+    return tomllib.loads((resources.files("weightsmith.models") / "presets.toml").read_text(encoding="utf-8"))
+
+
+def load(what: str | Path | nn.Module | Model, family: Family | None = None, device: str | None = None) -> Model:
+    """A trained classifier as a `Model`.
+
+    Args:
+        what: a hub name, a Hugging Face folder, a run folder (its trained model), or a network in memory.
+        family: how to read an architecture that weightsmith does not know.
+        device: where to put it; None leaves a network in memory where it is and loads others to the CPU.
+
+    Raises:
+        WeightsmithError: nothing there, files that are damaged or do not fit their config.
+        UnknownArchitectureError: no family table describes the network.
+    """
+    if isinstance(what, Model):
+        return what
+    if isinstance(what, nn.Module):
+        module, name, entries = what, type(what).__name__, {}
+    else:
+        name = str(what)
+        folder = _model_folder(name)
+        module = _pretrained(str(folder) if folder else name)
+        entries = _processor_entries(folder)
+    if device is not None:
+        module.to(device)
+    return wrap(module.eval(), family, entries, name)
+
+
+def wrap(module: nn.Module, family: Family | None, processor: dict[str, object], name: str) -> Model:
+    """A network in memory as a `Model`; class names, size and channels come from its config."""
+    family = family or family_of(module)
+    config: Any = module.config
+    size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
+    labels = config.id2label or {}
+    names = tuple(str(labels.get(i, f"class {i}")) for i in range(config.num_labels))
+    return Model(module, family, Preprocess.from_hugging_face(processor, size, config.num_channels), names, name)
+
+
+def create(what: str, class_names: tuple[str, ...], seed: int, channels: int = 3) -> Model:
+    """A classifier to train: a preset, a config file (JSON) with fresh weights, or a pretrained model with a new head.
+
+    Args:
+        what: a preset's name, a path to a JSON file of config entries, a Hugging Face folder, or a hub name.
+        class_names: one a class.
+        seed: of the fresh weights.
+        channels: of the images, for a preset that does not say.
+
+    Raises:
+        WeightsmithError: none of these is there; sizes that do not fit one another.
+    """
+    known = presets()
+    path = Path(what).expanduser()
+    labels = {
+        "id2label": dict(enumerate(class_names)),
+        "label2id": {name: index for index, name in enumerate(class_names)},
+    }
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        if what in known or (path.suffix == ".json" and path.is_file()):
+            entries = known[what] if what in known else _config_file(path)
+            module = _from_config({"num_channels": channels} | entries | labels, what)
+            return wrap(module.eval(), None, {}, what)
+        folder = _model_folder(what)
+        if folder is None and not _looks_like_hub_name(what):
+            raise WeightsmithError(
+                f"--model {what} is no preset, no config file and no folder: {did_you_mean(what, [*known, PRETRAINED])}"
+            )
+        module = _with_new_head(_pretrained(str(folder) if folder else what), labels)
+    return wrap(module.eval(), None, _processor_entries(folder), what)
+
+
+def save(model: Model, folder: Path | str, card: str = "") -> None:
+    """Write a Hugging Face folder (config, safetensors, processor, model card), atomically.
+
+    The folder loads in plain transformers: `AutoModelForImageClassification.from_pretrained(folder)`.
+    """
+    module: Any = model.module
+    with atomic_folder(folder) as temporary, quiet_transformers():
+        module.save_pretrained(temporary)
+        processor = json.dumps(model.preprocess.to_hugging_face(), indent=2)
+        (temporary / "preprocessor_config.json").write_text(processor + "\n", encoding="utf-8")
+        if card:
+            (temporary / "README.md").write_text(card, encoding="utf-8")
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers' progress bars and warnings off a user's screen while it loads or saves."""
+    from transformers.utils import logging as chatter
+
+    level, bars = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
+    chatter.set_verbosity_error()
+    chatter.disable_progress_bar()
+    try:
+        yield
+    finally:
+        chatter.set_verbosity(level)
+        if bars:
+            chatter.enable_progress_bar()
+
+
+def _model_folder(name: str) -> Path | None:
+    """The Hugging Face folder behind a path: itself, or a run folder's `model`; None where no folder is."""
+    path = Path(name).expanduser()
+    if not path.exists():
+        return None
+    for folder in (path, path / "model"):
+        if (folder / "config.json").is_file():
+            return folder
+    raise WeightsmithError(
+        f"{name} holds no model: expected config.json and model.safetensors in it, or a run folder with model/"
+    )
+
+
+def _looks_like_hub_name(name: str) -> bool:
+    return name.count("/") == 1 and not name.startswith((".", "/", "~"))
+
+
+def _pretrained(name: str) -> nn.Module:
+    from transformers import AutoModelForImageClassification
+
+    import weightsmith.models.mlp  # noqa: F401  (registers the plain MLP with the Auto classes)
+
+    if not Path(name).is_dir() and not _looks_like_hub_name(name):
+        raise WeightsmithError(f"{name} does not exist: give a Hugging Face folder, a run folder or a hub name")
+    logging.getLogger("httpx").setLevel(logging.WARNING)
+    try:
+        with quiet_transformers():
+            module, report = AutoModelForImageClassification.from_pretrained(name, output_loading_info=True)
+    except Exception as error:  # OSError, ValueError, safetensors' and the hub's own types: all mean "not loadable"
+        reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+        if Path(name).is_dir():
+            raise WeightsmithError(f"the model in {name} cannot be loaded ({reason}): save it again") from error
+        raise WeightsmithError(
+            f"--model {name} could not be fetched from the hub ({reason}): fetch it where there is internet with "
+            f"`hf download {name} --local-dir DIR` and give --model DIR, or train from a preset: "
+            f"{', '.join(presets())}"
+        ) from error
+    missing = sorted(report["missing_keys"])
+    if missing:
+        raise WeightsmithError(
+            f"the weights in {name} lack {len(missing)} tensors that its config asks for ({missing[0]} first): "
+            "they belong to another architecture or class count"
+        )
+    return module  # type: ignore[no-any-return]
+
+
+def _from_config(entries: dict[str, Any], what: str) -> nn.Module:
+    from transformers import AutoConfig, AutoModelForImageClassification
+
+    import weightsmith.models.mlp  # noqa: F401
+
+    entries = dict(entries)
+    kind = entries.pop("model_type", "vit")
+    try:
+        config = AutoConfig.for_model(kind, **entries)
+        if "image_size" in entries and "patch_size" in entries and config.image_size % config.patch_size:
+            raise ValueError(f"image_size {config.image_size} is no multiple of patch_size {config.patch_size}")
+        if "num_attention_heads" in entries and config.hidden_size % config.num_attention_heads:
+            raise ValueError(f"hidden_size {config.hidden_size} is no multiple of {config.num_attention_heads} heads")
+        module: nn.Module = AutoModelForImageClassification.from_config(config)
+    except Exception as error:
+        raise WeightsmithError(f"--model {what} describes no network that can be built: {error}") from error
+    return module
+
+
+def _config_file(path: Path) -> dict[str, Any]:
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsmithError(f"--model {path} is no JSON file of config entries: {error}") from error
+    if not isinstance(entries, dict):
+        raise WeightsmithError(f"--model {path} must hold one JSON object of config entries")
+    return entries
+
+
+def _with_new_head(module: nn.Module, labels: dict[str, Any]) -> nn.Module:
+    """The network with a fresh classifier for these classes. Only the head is new: no other tensor may mismatch."""
+    family = family_of(module)
+    old = module.get_submodule(family.classifier)
+    assert isinstance(old, nn.Linear)
+    head = nn.Linear(old.in_features, len(labels["id2label"]))
+    nn.init.trunc_normal_(head.weight, std=0.02)
+    nn.init.zeros_(head.bias)
+    parent, _, leaf = family.classifier.rpartition(".")
+    setattr(module.get_submodule(parent), leaf, head)
+    config: Any = module.config
+    config.id2label, config.label2id = labels["id2label"], labels["label2id"]
+    config.num_labels = len(labels["id2label"])
+    return module
+
+
+def _processor_entries(folder: Path | None) -> dict[str, object]:
+    path = folder / "preprocessor_config.json" if folder else None
+    if path is None or not path.is_file():
+        return {}
+    entries = json.loads(path.read_text(encoding="utf-8"))
+    return entries if isinstance(entries, dict) else {}
