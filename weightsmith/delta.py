@@ -17,9 +17,8 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from weightsmith.effects import read_tensors
 from weightsmith.errors import WeightsmithError, WrongWeightsError
-from weightsmith.files import atomic_folder, atomic_path
+from weightsmith.files import atomic_folder, atomic_path, read_tensors
 
 _FORMAT = "weightsmith-delta-1"
 

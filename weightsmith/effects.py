@@ -8,12 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import atomic_path
+from weightsmith.files import atomic_path, read_tensors
 from weightsmith.site import Site
 
 _FORMAT = "weightsmith-effects-1"
@@ -107,23 +106,3 @@ class Effects:
         header, tensors = read_tensors(path, _FORMAT)
         sites = tuple(Site.parse(text) for text in header["sites"])
         return cls(sites, tensors["values"], tuple(header["samples"]), header["metric"], header["info"])
-
-
-def read_tensors(path: Path | str, wanted: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Header and tensors of a safetensors file of ours.
-
-    Raises:
-        WeightsmithError: naming the file, when it is missing, damaged, or of another format than `wanted`.
-    """
-    path = Path(path)
-    if not path.is_file():
-        raise WeightsmithError(f"{path} does not exist: check the path, or run the stage that writes it")
-    try:
-        with safe_open(path, framework="pt") as file:
-            header = json.loads((file.metadata() or {}).get("weightsmith", "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
-    except Exception as error:  # safetensors raises its own type for a damaged file; all of them mean the same here
-        raise WeightsmithError(f"{path} is damaged or no safetensors file ({error}): write it again") from error
-    if header.get("format") != wanted:
-        raise WeightsmithError(f"{path} is no {wanted} file but {header.get('format', 'another safetensors file')!r}")
-    return header, tensors

@@ -121,6 +121,28 @@ def read_csv(path: Path | str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def read_tensors(path: Path | str, wanted: str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header and tensors of a safetensors file of ours.
+
+    Raises:
+        WeightsmithError: naming the file, when it is missing, damaged, or of another format than `wanted`.
+    """
+    from safetensors import safe_open  # brings torch along, which a command's help does without
+
+    path = Path(path)
+    if not path.is_file():
+        raise WeightsmithError(f"{path} does not exist: check the path, or run the stage that writes it")
+    try:
+        with safe_open(path, framework="pt") as file:
+            header = json.loads((file.metadata() or {}).get("weightsmith", "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
+    except Exception as error:  # safetensors raises its own type for a damaged file; all of them mean the same here
+        raise WeightsmithError(f"{path} is damaged or no safetensors file ({error}): write it again") from error
+    if header.get("format") != wanted:
+        raise WeightsmithError(f"{path} is no {wanted} file but {header.get('format', 'another safetensors file')!r}")
+    return header, tensors
+
+
 @contextmanager
 def explained(target: Path) -> Iterator[None]:
     """Turn an OSError of writing `target` into a `WeightsmithError` that says what to do."""

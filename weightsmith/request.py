@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
+from safetensors.torch import save_file
 from torch import Tensor
 
 from weightsmith.errors import WeightsmithError
+from weightsmith.files import atomic_path, read_tensors
+
+_FORMAT = "weightsmith-requests-1"
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +43,34 @@ class Request:
             )
         if self.target < 0:
             raise WeightsmithError(f"the target class of request {self.name} is {self.target}: classes count from 0")
+
+
+def save_requests(path: Path | str, requests: Sequence[Request]) -> None:
+    """Write requests to one safetensors file, atomically."""
+    header = {
+        "format": _FORMAT,
+        "names": [request.name for request in requests],
+        "sources": [request.source for request in requests],
+    }
+    tensors = {
+        "images": stack_images(requests),
+        "targets": targets(requests),
+        "predicted": torch.tensor([request.predicted for request in requests], dtype=torch.int64),
+    }
+    with atomic_path(path) as temporary:
+        save_file(tensors, temporary, metadata={"weightsmith": json.dumps(header)})
+
+
+def load_requests(path: Path | str) -> list[Request]:
+    """Read what `save_requests` wrote. Raises `WeightsmithError` for a missing or damaged file or another format."""
+    header, tensors = read_tensors(path, _FORMAT)
+    numbers = zip(tensors["targets"].tolist(), tensors["predicted"].tolist(), strict=True)
+    return [
+        Request(name, image, target, predicted, source)
+        for name, source, image, (target, predicted) in zip(
+            header["names"], header["sources"], tensors["images"], numbers, strict=True
+        )
+    ]
 
 
 def stack_images(requests: Sequence[Request]) -> Tensor:

@@ -71,6 +71,11 @@ class ImageSet:
         return len(self.class_names)
 
     @property
+    def channels(self) -> int:
+        """1 (grey) or 3 (colour); a property of the data set, so a sealed part may be asked."""
+        return int(self.store.read(self.positions[:1]).shape[-1])
+
+    @property
     def labels(self) -> np.ndarray:
         """(n,) int64 class of each image. Raises `HeldOutError` when sealed."""
         self.check_open()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,35 +88,41 @@ class Split:
 
     def info(self) -> list[dict[str, object]]:
         """Counts per class and part: the rows of `data_split_info.csv`."""
-        rows: list[dict[str, object]] = []
-        for part, images in self.parts().items():
-            counts = class_counts(images)
-            for label, name in enumerate(images.class_names):
-                share = counts[label] / max(len(images), 1)
-                rows.append(
-                    {"part": part, "class": label, "name": name, "count": int(counts[label]), "share": round(share, 6)}
-                )
-            rows.append({"part": part, "class": "all", "name": "", "count": len(images), "share": 1.0})
-        return rows
+        return info(self.parts())
 
     def manifest(self) -> dict[str, object]:
-        """What proves the isolation afterwards: size and index hash of each part, and their overlap with held-out."""
-        parts = self.parts()
-        held = parts.get("held_out")
-        return {
-            "seed": self.seed,
-            "val_carved_from_train": self.val_carved,
-            "parts": {
-                name: {
-                    "source": images.source,
-                    "part": images.part,
-                    "size": len(images),
-                    "sha256": images.digest(),
-                    "overlap_with_held_out": 0 if held is None or images is held else images.overlaps(held),
-                }
-                for name, images in parts.items()
-            },
+        """What proves the isolation afterwards, see `manifest`."""
+        return {"seed": self.seed, "val_carved_from_train": self.val_carved, "parts": manifest(self.parts())}
+
+
+def info(parts: Mapping[str, ImageSet]) -> list[dict[str, object]]:
+    """Counts per class and part, and a row "all" for each part."""
+    rows: list[dict[str, object]] = []
+    for part, images in parts.items():
+        counts = class_counts(images)
+        for label, name in enumerate(images.class_names):
+            share = counts[label] / max(len(images), 1)
+            rows.append(
+                {"part": part, "class": label, "name": name, "count": int(counts[label]), "share": round(share, 6)}
+            )
+        rows.append({"part": part, "class": "all", "name": "", "count": len(images), "share": 1.0})
+    return rows
+
+
+def manifest(parts: Mapping[str, ImageSet]) -> dict[str, dict[str, object]]:
+    """What proves the isolation: source, size and index hash of each part, and the images it shares with held-out ones."""
+    sealed = [images for images in parts.values() if images.sealed]
+    return {
+        name: {
+            "source": images.source,
+            "part": images.part,
+            "size": len(images),
+            "sha256": images.digest(),
+            "held_out": images.sealed,
+            "overlap_with_held_out": sum(images.overlaps(other) for other in sealed if other is not images),
         }
+        for name, images in parts.items()
+    }
 
 
 def class_counts(images: ImageSet) -> np.ndarray:

@@ -17,6 +17,9 @@ from weightsmith.measure import key_moment
 from weightsmith.models import Model
 from weightsmith.request import Request
 
+DEFAULT_FRACTION = 0.9
+"""Share of the dimensions that the null space takes where nobody says."""
+
 
 @editor("alphaedit")
 @dataclass(frozen=True, kw_only=True)
@@ -40,7 +43,9 @@ class AlphaEdit:
     Attributes:
         layers: blocks to edit; None takes the last three.
         component: the linear maps to edit, "mlp.value" or "attn.value".
-        null_fraction, null_energy, null_threshold: how large the null space is; exactly one of them.
+        null_fraction, null_energy, null_threshold: how large the null space is; at most one of them, none means
+            null_fraction = 0.9.
+        null_floor: ε of the whitened null space; None takes the paper's projector.
         ridge, l2: ρ, relative or absolute; exactly one of them.
         margin, steps, lr, clamp, weight_decay: of the target values, see `TargetOptions`.
         rounds: at most this many solves of the whole batch.
@@ -48,12 +53,13 @@ class AlphaEdit:
 
     layers: tuple[int, ...] | None = None
     component: str = "mlp.value"
-    null_fraction: float | None = 0.5
+    null_fraction: float | None = None
     null_energy: float | None = None
     null_threshold: float | None = None
+    null_floor: float | None = 1e-6
     ridge: float | None = 0.1
     l2: float | None = None
-    margin: float = 0.3
+    margin: float = 0.1
     steps: int = 100
     lr: float = 0.05
     clamp: float = 4.0
@@ -75,6 +81,8 @@ class AlphaEdit:
         layers = tuple(sorted(self.layers)) if self.layers is not None else default_layers(model)
         model.check_layers(layers)
         check_places(model, layers)
+        rules = (self.null_fraction, self.null_energy, self.null_threshold)
+        fraction = DEFAULT_FRACTION if rules == (None, None, None) else self.null_fraction
         sites = {layer: model.lookup(model.key_of(self.component), layer) for layer in layers}
         moments = key_moment(model, list(sites.values()), right_ones(model, preserve), cache_dir)
         places = [
@@ -83,9 +91,12 @@ class AlphaEdit:
                 layer,
                 NullSpace.of(
                     moments[sites[layer]].matrix,
-                    fraction=self.null_fraction,
+                    fraction=0.9
+                    if (self.null_fraction, self.null_energy, self.null_threshold) == (None,) * 3
+                    else self.null_fraction,
                     energy=self.null_energy,
                     threshold=self.null_threshold,
+                    floor=self.null_floor,
                 ),
                 moments[sites[layer]].matrix,
             )

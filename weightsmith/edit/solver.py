@@ -34,23 +34,28 @@ class Metric(Protocol):
 
 @dataclass(frozen=True, eq=False)
 class NullSpace:
-    """M = P, the projector on the (near) null space of preserved keys: AlphaEdit's metric (Fang et al. 2025, eq. 7).
+    """M = V diag(g) Vᵀ on the (near) null space V of preserved keys: AlphaEdit's metric (Fang et al. 2025, eq. 7).
+
+    With g = 1 that is the paper's projector P = V Vᵀ. The null space of measured keys is never empty of energy, though,
+    and P treats a direction that holds some like one that holds none; whitened, g_i = 1/(1 + λ_i/(ε λ̄)) weighs each by
+    its eigenvalue λ_i, with λ̄ = tr(C)/d and the floor ε.
 
     Attributes:
-        occupied: (d, r) orthonormal directions that preserved keys use; P K = K − U Uᵀ K.
+        basis: V (d, free), orthonormal eigenvectors of C; gains: g (free,).
         leaked: share of the preserved keys' energy that lies in the null space all the same, 0 to 1.
     """
 
-    occupied: Tensor
+    basis: Tensor
+    gains: Tensor
     leaked: float
 
     def times(self, keys: Tensor) -> Tensor:
-        return keys - self.occupied @ (self.occupied.mT @ keys)
+        return self.basis @ (self.gains[:, None] * (self.basis.mT @ keys))
 
     @property
     def dimension(self) -> int:
         """Dimensions of the null space."""
-        return self.occupied.shape[0] - self.occupied.shape[1]
+        return self.basis.shape[1]
 
     @classmethod
     def of(
@@ -60,16 +65,18 @@ class NullSpace:
         fraction: float | None = None,
         energy: float | None = None,
         threshold: float | None = None,
+        floor: float | None = None,
     ) -> NullSpace:
-        """The null space of a second moment C (d, d), by exactly one rule.
+        """The null space of a second moment C (d, d), by exactly one of the first three rules.
 
         Args:
             fraction: its share of the d dimensions, those of smallest eigenvalue.
             energy: as many dimensions as hold at most this share of tr(C).
             threshold: eigenvalues below this absolute number, the published rule (it does not travel between models).
+            floor: ε of the whitening; None takes the paper's projector.
 
         Raises:
-            WeightsmithError: no rule or several, or a null space without a dimension.
+            WeightsmithError: no rule or several, a null space without a dimension, or a floor that is not positive.
         """
         values, vectors = torch.linalg.eigh(moment.double())  # ascending
         values = values.clamp(min=0)
@@ -77,6 +84,8 @@ class NullSpace:
         rules = [rule for rule in (fraction, energy, threshold) if rule is not None]
         if len(rules) != 1:
             raise WeightsmithError("give exactly one of null_fraction, null_energy and null_threshold")
+        if floor is not None and floor <= 0:
+            raise WeightsmithError(f"the floor of a whitened null space must be positive, not {floor:g}")
         if fraction is not None:
             free = round(fraction * len(values))
         elif energy is not None:
@@ -88,7 +97,9 @@ class NullSpace:
                 f"the null space of the preserved keys has {free} of {len(values)} dimensions: "
                 "give a larger null_fraction, null_energy or null_threshold"
             )
-        return cls(vectors[:, free:].contiguous(), float(values[:free].sum() / total))
+        kept = values[:free]
+        gains = torch.ones_like(kept) if floor is None else 1 / (1 + kept / (floor * total / len(values)))
+        return cls(vectors[:, :free].contiguous(), gains, float(kept.sum() / total))
 
 
 @dataclass(frozen=True, eq=False)

@@ -15,9 +15,8 @@ from torch import Tensor
 
 from weightsmith.data.images import ImageSet
 from weightsmith.delta import weights_hash
-from weightsmith.effects import read_tensors
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import atomic_path, default_cache_dir
+from weightsmith.files import atomic_path, default_cache_dir, read_tensors
 from weightsmith.models import Model, record
 from weightsmith.progress import progress
 from weightsmith.site import Site

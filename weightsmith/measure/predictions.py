@@ -73,19 +73,26 @@ def predict(model: Model, images: ImageSet, batch_size: int = BATCH, title: str 
 
 
 def misclassified(
-    model: Model, images: ImageSet, limit: int | None = None, predictions: Predictions | None = None
+    model: Model,
+    images: ImageSet,
+    limit: int | None = None,
+    predictions: Predictions | None = None,
+    seed: int | None = None,
 ) -> list[Request]:
     """One request an image that the model gets wrong, in the order of the set: the wanted class is its label.
 
     Args:
-        limit: at most this many.
+        limit: at most this many: the first ones, or with `seed` a random choice.
         predictions: of this model on these images, when they are at hand.
 
     Raises:
         HeldOutError: the set is sealed.
     """
     seen = predictions if predictions is not None else predict(model, images)
-    wrong = torch.nonzero(~seen.right).flatten().tolist()[:limit]
+    wrong = torch.nonzero(~seen.right).flatten().tolist()
+    if limit is not None and limit < len(wrong):
+        chosen = range(limit) if seed is None else np.random.default_rng(seed).permutation(len(wrong))[:limit]
+        wrong = [wrong[i] for i in sorted(chosen)]
     if not wrong:
         return []
     pixels = images.pixels(wrong)

@@ -87,6 +87,7 @@ def create(what: str, class_names: tuple[str, ...], seed: int, channels: int = 3
         torch.manual_seed(seed)
         if what in known or (path.suffix == ".json" and path.is_file()):
             entries = known[what] if what in known else _config_file(path)
+            entries = {key: value for key, value in entries.items() if key != "training"}
             module = _from_config({"num_channels": channels} | entries | labels, what)
             return wrap(module.eval(), None, {}, what)
         folder = _model_folder(what)

@@ -1,0 +1,148 @@
+"""What every room of the tests shares: a quiet, offline process, tiny models of every family, random images."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
+_CACHE = tempfile.mkdtemp(prefix="weightsmith-tests-")
+os.environ["WEIGHTSMITH_CACHE"] = _CACHE
+
+import numpy as np  # noqa: E402
+import pytest  # noqa: E402
+import torch  # noqa: E402
+from torch import Tensor, nn  # noqa: E402
+
+from weightsmith.data.images import ImageSet  # noqa: E402
+from weightsmith.data.split import from_arrays  # noqa: E402
+from weightsmith.models import Model, families, load  # noqa: E402
+
+torch.set_num_threads(1)
+
+SIDE = 8
+
+
+def pytest_unconfigure() -> None:
+    shutil.rmtree(_CACHE, ignore_errors=True)
+
+
+@pytest.fixture
+def shared_data() -> Path:
+    """The folder of real data; the test is skipped where it is not."""
+    default = Path(__file__).resolve().parents[1] / ".." / "shared" / "data"
+    folder = Path(os.environ.get("WEIGHTSMITH_TEST_DATA", default)).resolve()
+    if not folder.is_dir():
+        pytest.skip(f"no test data at {folder}: set WEIGHTSMITH_TEST_DATA to the folder that has them")
+    return folder
+
+
+def _vit_entries(classes: int) -> dict[str, Any]:
+    return {
+        "image_size": SIDE,
+        "patch_size": 4,
+        "hidden_size": 16,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 2,
+        "intermediate_size": 24,
+        "num_labels": classes,
+    }
+
+
+def _vit(classes: int) -> nn.Module:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    return ViTForImageClassification(ViTConfig(**_vit_entries(classes)))
+
+
+def _deit(classes: int) -> nn.Module:
+    from transformers import DeiTConfig, DeiTForImageClassification
+
+    return DeiTForImageClassification(DeiTConfig(**_vit_entries(classes)))
+
+
+def _mlp(classes: int) -> nn.Module:
+    from weightsmith.models.mlp import MLPConfig, MLPForImageClassification
+
+    return MLPForImageClassification(
+        MLPConfig(image_size=SIDE, num_channels=3, hidden_sizes=(14, 12, 10), num_labels=classes)
+    )
+
+
+BUILDERS: dict[str, Callable[[int], nn.Module]] = {"vit": _vit, "deit": _deit, "mlp": _mlp}
+"""One builder a family: a network of 2 to 4 layers for 8x8 colour images."""
+
+
+def build_tiny_model(family_name: str, seed: int = 0, classes: int = 4) -> Model:
+    if family_name not in BUILDERS:
+        pytest.fail(f"the family {family_name!r} has no tiny network: add a builder to BUILDERS in tests/conftest.py")
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        module = BUILDERS[family_name](classes)
+        with torch.no_grad():  # the usual initialisation leaves biases at zero and hides slips with them
+            for name, parameter in module.named_parameters():
+                noise = torch.randn_like(parameter)
+                if parameter.ndim == 2:
+                    parameter.copy_(1.5 * noise / parameter.shape[1] ** 0.5)
+                elif "norm" in name and name.endswith("weight"):
+                    parameter.copy_(1 + 0.2 * noise)
+                else:
+                    parameter.copy_(0.3 * noise)
+    return load(module)
+
+
+@pytest.fixture(scope="session")
+def tiny_model() -> Callable[..., Model]:
+    """`tiny_model(family_name, seed=0, classes=4)`: a fresh random model of 2 to 4 layers, with biases."""
+    return build_tiny_model
+
+
+@pytest.fixture(params=sorted(families()))
+def family_name(request: pytest.FixtureRequest) -> str:
+    """Each shipped family's name in turn."""
+    name: str = request.param
+    return name
+
+
+@pytest.fixture
+def model(family_name: str) -> Model:
+    """A fresh tiny model of each family in turn."""
+    return build_tiny_model(family_name)
+
+
+@pytest.fixture(scope="session")
+def random_pixels() -> Callable[..., Tensor]:
+    """`random_pixels(n, seed=0, side=8, channels=3)`: uint8 images (n, channels, side, side)."""
+
+    def make(n: int, seed: int = 0, side: int = SIDE, channels: int = 3) -> Tensor:
+        generator = torch.Generator().manual_seed(seed)
+        return torch.randint(0, 256, (n, channels, side, side), dtype=torch.uint8, generator=generator)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_set() -> Callable[..., ImageSet]:
+    """`random_set(n, classes=4, seed=0, source="noise", part="train")`: a labelled set of 8x8 colour noise."""
+
+    def make(n: int, classes: int = 4, seed: int = 0, source: str = "noise", part: str = "train") -> ImageSet:
+        images = np.random.default_rng(seed).integers(0, 256, (n, SIDE, SIDE, 3), dtype=np.uint8)
+        names = tuple(f"class {label}" for label in range(classes))
+        return from_arrays(images, np.arange(n) % classes, names, source, part)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def hook_count() -> Callable[[nn.Module], int]:
+    """How many hooks hang on a network."""
+
+    def count(module: nn.Module) -> int:
+        kinds = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+        return sum(len(getattr(part, kind)) for part in module.modules() for kind in kinds)
+
+    return count

@@ -1,0 +1,5 @@
+"""`python -m weightsmith` is the `weightsmith` command."""
+
+from weightsmith.cli import main
+
+main()

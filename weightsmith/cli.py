@@ -1,0 +1,114 @@
+"""The command line: `weightsmith run`, `weightsmith baseline`, `weightsmith download`.
+
+Only the options are imported before a command is known, so that help answers at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+from rich.console import Console
+from rich.logging import RichHandler
+
+from weightsmith import __version__
+from weightsmith.errors import WeightsmithError
+from weightsmith.files import disk_is_full, user_path
+from weightsmith.run.options import BaselineOptions, DownloadOptions, RunOptions, read_yaml
+
+_COMMANDS: dict[str, type[Any]] = {"run": RunOptions, "baseline": BaselineOptions, "download": DownloadOptions}
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it."""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the `weightsmith` command. Exits 0, 1 on bad input, 2 on bad flags, 130 on Ctrl-C."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given in (["--version"], ["-V"]):
+        Console().print(f"weightsmith {__version__}", highlight=False)
+        return
+    handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False, log_time_format="%H:%M:%S")
+    logger = logging.getLogger("weightsmith")
+    logger.handlers, logger.propagate = [handler], False
+    logger.setLevel(logging.INFO)
+    try:
+        options = _parse(given)
+        _run(options)
+    except WeightsmithError as error:
+        _fail(str(error), 1)
+    except KeyboardInterrupt:
+        _fail("stopped by Ctrl-C; what was finished is kept: give --resume to go on", INTERRUPTED)
+    except OSError as error:
+        if not disk_is_full(error):
+            raise
+        _fail(f"the disk is full ({error.filename or 'while writing'}): free some space and give --resume to go on", 1)
+
+
+def _parse(given: list[str]) -> Any:
+    """The options of the command asked for; a config file or an existing run gives the defaults."""
+    members = []
+    for name, kind in _COMMANDS.items():
+        default = _defaults(kind, given[1:]) if given[:1] == [name] else kind()
+        settings = tyro.conf.subcommand(name, default=default, prefix_name=False)
+        members.append(Annotated[kind, settings])
+    union: Any = members[0]
+    for member in members[1:]:
+        union |= member
+    return tyro.cli(
+        union,
+        args=given,
+        prog="weightsmith",
+        description="Correct a trained classifier without retraining it, and prove what changed.",
+    )
+
+
+def _defaults(kind: type[Any], flags: list[str]) -> Any:
+    """Defaults: the options of the run that is gone on with, under those of `--config`."""
+    base = kind()
+    if kind is DownloadOptions:
+        return base
+    values = {name: _flag(flags, name) for name in ("run-name", "runs-dir", "stage", "config")}
+    goes_on = values["stage"] not in (None, "full") or "--resume" in flags
+    if kind is RunOptions and values["run-name"] and goes_on:
+        stored = user_path(values["runs-dir"] or base.runs_dir) / values["run-name"] / "config.yaml"
+        if stored.is_file():
+            base = replace(read_yaml(stored, base), stage="full", resume=False, overwrite=False, config=None)
+    if values["config"]:
+        base = read_yaml(user_path(values["config"]), base)
+    return base
+
+
+def _flag(flags: list[str], name: str) -> str | None:
+    """The value of one flag before the real parse; `--a-b`, `--a_b` and `--a-b=v` are the same."""
+    for place, word in enumerate(flags):
+        key, equals, value = word.partition("=")
+        if key.replace("_", "-") == f"--{name}":
+            if equals:
+                return value
+            return flags[place + 1] if place + 1 < len(flags) else None
+    return None
+
+
+def _run(options: Any) -> None:
+    command: Callable[[Any], object]
+    if isinstance(options, RunOptions):
+        from weightsmith.run.pipeline import run as command
+    elif isinstance(options, BaselineOptions):
+        from weightsmith.run.baseline import baseline as command
+    else:
+        from weightsmith.data.download import download
+
+        path: Path = download(options.name, options.size, options.to)
+        Console().print(f"{path} is complete and its MD5 is right", soft_wrap=True)
+        return
+    command(options)
+
+
+def _fail(text: str, status: int) -> None:
+    Console(stderr=True).print(f"[bold red]error:[/] {text}", soft_wrap=True, highlight=False)
+    raise SystemExit(status)

@@ -1,0 +1,44 @@
+"""Images of a data set as text that a page can hold in itself, small enough that thirty of them weigh little."""
+
+from __future__ import annotations
+
+import base64
+import io
+
+import numpy as np
+from PIL import Image
+
+MOST_SIDE = 192
+"""Longest side of an embedded image; cards show images at 160 pixels, so this is sharp enough."""
+
+PIXELATED_BELOW = 96
+"""Images with shorter sides than this are enlarged pixel by pixel rather than smeared."""
+
+
+def image_uri(pixels: np.ndarray) -> str:
+    """A (channels, height, width) uint8 image as a data URI.
+
+    Small images stay lossless (PNG); larger ones are shrunk to `MOST_SIDE` and stored as JPEG. Of two channels the
+    first is shown, of more than three the first three.
+    """
+    image = _as_image(pixels)
+    buffer = io.BytesIO()
+    if max(image.size) < PIXELATED_BELOW:
+        image.save(buffer, "PNG", optimize=True)
+        kind = "png"
+    else:
+        image.thumbnail((MOST_SIDE, MOST_SIDE), Image.Resampling.LANCZOS)
+        image.save(buffer, "JPEG", quality=82, optimize=True)
+        kind = "jpeg"
+    return f"data:image/{kind};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def is_small(pixels: np.ndarray) -> bool:
+    """Whether the image should be enlarged crisply, pixel by pixel."""
+    return max(pixels.shape[1:]) < PIXELATED_BELOW
+
+
+def _as_image(pixels: np.ndarray) -> Image.Image:
+    if len(pixels) < 3:
+        return Image.fromarray(np.ascontiguousarray(pixels[0]))
+    return Image.fromarray(np.ascontiguousarray(pixels[:3].transpose(1, 2, 0)))

@@ -1,0 +1,111 @@
+"""Train on a data set's official parts, and report on its test part once, at the end."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+
+from rich.console import Console
+
+from weightsmith import report
+from weightsmith.data.images import ImageSet
+from weightsmith.data.sources import open_data
+from weightsmith.data.split import info, manifest
+from weightsmith.delta import weights_hash
+from weightsmith.errors import WeightsmithError
+from weightsmith.evaluate import Classification, classify
+from weightsmith.files import user_path, write_csv, write_json
+from weightsmith.models import save
+from weightsmith.run.folder import RunFolder, existing_runs, new_name
+from weightsmith.run.job import check_device, image_size_of, new_model, save_indices, train_options
+from weightsmith.run.options import BaselineOptions
+from weightsmith.train import fit
+
+_log = logging.getLogger(__name__)
+
+_DEFAULTS = {"epochs": 10, "batch_size": 64, "lr": 5e-5, "weight_decay": 0.01, "augment": "none"}
+SUSPICIOUS = 0.98
+"""Accuracy beyond which a leak between the parts, or too easy a task, is more likely than a good model."""
+
+
+def baseline(options: BaselineOptions) -> Path:
+    """Train on train, select on val, report on test; returns the run's folder.
+
+    Writes `baseline_metrics.csv`, `baseline_training_history.csv`, `training_curve.png`, `data_split.json` and `model/`.
+    A data set without official parts is cut: a fifth is the test part and a fifth of the rest the validation part.
+    """
+    if options.data_dir is not None and options.data_path is not None:
+        raise WeightsmithError("--data-dir and --data-path both name the data: give one of them")
+    path = options.data_path or str(user_path(options.data_dir or "~/.medmnist") / "pathmnist_224.npz")
+    device = check_device(options.device)
+    source = open_data(path, image_size_of(options), user_path(options.cache_dir) if options.cache_dir else None)
+    split = source.split("test" if "test" in source.parts else 0.2, options.seed)
+    name = new_name(options, f"baseline-{source.name}")
+    folder = RunFolder.named(options, name)
+    if name in existing_runs(options.runs_dir) and not (options.resume or options.overwrite):
+        raise WeightsmithError(
+            f"the run {folder.path} exists: give --resume to go on with it, --overwrite to redo it, or another --run-name"
+        )
+    with folder.in_use(), folder.logged():
+        folder.write_config(options)
+        if options.overwrite:
+            folder.remove(folder.checkpoints / "checkpoint.pt", folder.path / "model")
+        folder.log_event("baseline", "start")
+        out, parts = folder.results, split.parts()
+        parts = {"train": parts["train"], "val": parts["val"], "test": parts["held_out"]}
+        write_csv(out / "data_split_info.csv", info(parts))
+        write_json(out / "data_split.json", {"seed": options.seed, "parts": manifest(parts)})
+        save_indices(out, parts)
+        model = new_model(options, source, device)
+        history = fit(
+            model,
+            split.train,
+            split.val,
+            train_options(options, _DEFAULTS),
+            folder.checkpoints / "checkpoint.pt",
+            resume=options.resume,
+            pin_memory=options.pin_memory,
+            on_epoch=lambda rows: write_csv(out / "baseline_training_history.csv", rows),
+        )
+        write_csv(out / "baseline_training_history.csv", history.rows)
+        report.save(report.training_curve(history.rows), out / "training_curve.png")
+        scores = {part: classify(model, parts[part], title=part) for part in ("val", "test")}
+        rows = [row for part, score in scores.items() for row in _rows(part, score)]
+        write_csv(out / "baseline_metrics.csv", rows)
+        save(model, folder.path / "model", _card(source.name, parts, history.rows))
+        folder.write_env(device=device, weights=weights_hash(model), seed=options.seed)
+        folder.log_event("baseline", "done")
+        for part, score in scores.items():
+            if score.accuracy.value > SUSPICIOUS:
+                _log.warning(
+                    "%s accuracy is %.1f%%: look for images shared between the parts, or an easier task than meant",
+                    part,
+                    100 * score.accuracy.value,
+                )
+    console = Console()
+    for part, score in scores.items():
+        console.print(f"{part} accuracy {score.accuracy}, macro F1 {score.macro['f1']}")
+    console.print(f"[bold]{folder.path}[/] holds the model and its metrics", soft_wrap=True)
+    return folder.path
+
+
+def _rows(part: str, score: Classification) -> list[dict[str, object]]:
+    """The rows of `baseline_metrics.csv` for one part."""
+    return [
+        {
+            "part": part,
+            "metric": name,
+            "value": round(interval.value, 6),
+            "low": round(interval.low, 6),
+            "high": round(interval.high, 6),
+            "n": interval.n,
+        }
+        for name, interval in (("accuracy", score.accuracy), *((f"macro_{k}", v) for k, v in score.macro.items()))
+    ]
+
+
+def _card(source: str, parts: dict[str, ImageSet], history: tuple[dict[str, float], ...]) -> str:
+    sizes = ", ".join(f"{name} {len(images):,}" for name, images in parts.items())
+    return report.model_card(
+        title=f"{source} classifier", data=f"{source}: {sizes} images", training_rows=list(history)
+    )

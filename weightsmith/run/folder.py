@@ -1,0 +1,211 @@
+"""One folder a run: what it was asked, on what machine, what happened, and every result."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import platform
+import shutil
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from weightsmith.errors import WeightsmithError, did_you_mean
+from weightsmith.files import explained, user_path, write_json, write_text
+from weightsmith.run.options import BaselineOptions, RunOptions, to_yaml
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Where a run's files lie.
+
+    Attributes:
+        path: the folder itself; results, checkpoints and log are in it unless the user named other places.
+        results, checkpoints, logs: where tables and figures, training checkpoints and the log go.
+    """
+
+    path: Path
+    results: Path
+    checkpoints: Path
+    logs: Path
+
+    @classmethod
+    def named(cls, options: RunOptions | BaselineOptions, name: str) -> RunFolder:
+        path = user_path(options.runs_dir) / name
+
+        def place(chosen: str | None, default: Path) -> Path:
+            return user_path(chosen) / name if chosen else default
+
+        return cls(
+            path,
+            results=place(options.results_dir, path),
+            checkpoints=place(options.checkpoint_dir, path / "checkpoints"),
+            logs=place(options.log_dir, path),
+        )
+
+    @property
+    def figures(self) -> Path:
+        return self.results / "figures"
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """Keep other processes out of this run. Raises `WeightsmithError` when one is in it."""
+        with explained(self.path):
+            self.path.mkdir(parents=True, exist_ok=True)
+        lock = FileLock(self.path / ".lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout as error:
+            raise WeightsmithError(
+                f"another process is working on {self.path}: wait for it, or give another --run-name"
+            ) from error
+        try:
+            yield
+        finally:
+            lock.release()
+
+    @contextmanager
+    def logged(self) -> Iterator[None]:
+        """Write the library's log to `log.txt` as well while the block runs."""
+        with explained(self.logs):
+            self.logs.mkdir(parents=True, exist_ok=True)
+            handler = logging.FileHandler(self.logs / "log.txt", encoding="utf-8")
+        handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+        root = logging.getLogger("weightsmith")
+        root.addHandler(handler)
+        try:
+            yield
+        finally:
+            root.removeHandler(handler)
+            handler.close()
+
+    def write_config(self, options: RunOptions | BaselineOptions) -> None:
+        """`config.yaml`: the resolved options."""
+        write_text(self.path / "config.yaml", to_yaml(options))
+
+    def write_env(self, **more: Any) -> None:
+        """`env.json`: versions, commit, machine, threads, and whatever the caller knows (device, hashes)."""
+        path = self.path / "env.json"
+        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        write_json(path, known | environment() | more)
+
+    def env(self) -> dict[str, Any]:
+        path = self.path / "env.json"
+        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return found
+
+    def log_event(self, stage: str, event: str, **more: Any) -> None:
+        """Append one line to `events.jsonl`."""
+        line = {"time": datetime.now(UTC).isoformat(timespec="seconds"), "stage": stage, "event": event, **more}
+        path = self.path / "events.jsonl"
+        with explained(path), path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def events(self) -> list[dict[str, Any]]:
+        """Every event; a line that a kill cut off is left out."""
+        path = self.path / "events.jsonl"
+        found: list[dict[str, Any]] = []
+        if path.exists():
+            for line in path.read_text(encoding="utf-8").splitlines():
+                try:
+                    found.append(json.loads(line))
+                except ValueError:
+                    _log.warning("%s: a line that was cut off is left out", path)
+        return found
+
+    def done(self, stage: str) -> str | None:
+        """The fingerprint with which a stage was last finished, None when it was not or was started again since."""
+        key: str | None = None
+        for event in self.events():
+            if event.get("stage") == stage:
+                key = event.get("key") if event.get("event") == "done" else None
+        return key
+
+    def remove(self, *paths: Path) -> None:
+        """Remove results of a stage that is redone."""
+        for path in paths:
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+
+
+def new_name(options: RunOptions | BaselineOptions, stem: str) -> str:
+    """A folder name for this run: the user's or `stem`, with the time when asked, numbered when the stem is taken."""
+    name = options.run_name or stem
+    if not name or name.startswith(".") or any(sign in name for sign in "/\\\0"):
+        raise WeightsmithError(f"--run-name {name!r} cannot be a folder's name: give a name without slashes")
+    if options.timestamp:
+        name += datetime.now().strftime("-%Y%m%d-%H%M%S")
+    if options.run_name is None:
+        root, base, number = user_path(options.runs_dir), name, 2
+        while (root / name).exists():
+            name, number = f"{base}-{number}", number + 1
+    return name
+
+
+def existing_runs(runs_dir: str) -> list[str]:
+    """Names of the run folders, newest first."""
+    root = user_path(runs_dir)
+    folders = [path.parent for path in root.glob("*/config.yaml")] if root.is_dir() else []
+    return [path.name for path in sorted(folders, key=lambda path: -path.stat().st_mtime)]
+
+
+def require_run(options: RunOptions) -> str:
+    """The name of the existing run that a single stage works on. Raises `WeightsmithError` naming the runs there are."""
+    runs = existing_runs(options.runs_dir)
+    if options.run_name is None:
+        listing = f"runs there are: {', '.join(runs[:8])}" if runs else f"there are none in {options.runs_dir} yet"
+        raise WeightsmithError(f"--stage {options.stage} works on an existing run: name it with --run-name ({listing})")
+    if options.run_name not in runs:
+        raise WeightsmithError(
+            f"--run-name {options.run_name} names no run in {options.runs_dir}: "
+            + (did_you_mean(options.run_name, runs) if runs else "run --stage data first")
+        )
+    return options.run_name
+
+
+def environment() -> dict[str, Any]:
+    """Versions, machine and threads; results are bit-identical only at equal thread counts."""
+    import torch
+
+    packages = ("weightsmith", "torch", "transformers", "safetensors", "numpy", "scikit-learn")
+    return {
+        "python": platform.python_version(),
+        "platform": platform.platform(),
+        "packages": {name: metadata.version(name) for name in packages},
+        "commit": _commit(),
+        "threads": torch.get_num_threads(),
+        "cuda": torch.version.cuda if torch.cuda.is_available() else None,
+    }
+
+
+def _commit() -> str | None:
+    """The commit of the checkout that weightsmith runs from, None when it was installed."""
+    git = shutil.which("git")
+    if git is None:
+        return None
+    here = Path(__file__).resolve().parent
+    answer = subprocess.run(  # noqa: S603  (a fixed command)
+        [git, "-C", str(here), "rev-parse", "--show-toplevel", "HEAD"],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=10,
+    )
+    lines = answer.stdout.split()
+    # An installed package can lie inside somebody else's repository, whose commit says nothing.
+    ours = answer.returncode == 0 and len(lines) == 2 and Path(lines[0]) == here.parent.parent
+    return lines[1] if ours else None

@@ -1,0 +1,252 @@
+"""The options of every command, as dataclasses. Nothing heavy is imported here, so that `--help` answers at once."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_origin, get_type_hints
+
+import tyro
+import yaml
+
+from weightsmith.errors import WeightsmithError, did_you_mean
+
+Stage = Literal["data", "train", "locate", "edit", "eval", "full"]
+STAGES: tuple[str, ...] = ("data", "train", "locate", "edit", "eval")
+METHODS: tuple[str, ...] = ("alphaedit", "head", "finetune")
+
+DEFAULT_DATA = "~/.medmnist/pathmnist_224.npz"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions:
+    """Correct a classifier: data, train, locate, edit, evaluate."""
+
+    stage: Stage = "full"
+    """Which stage to run; each takes what earlier stages left in the run folder, `full` runs all five."""
+    data_path: str = DEFAULT_DATA
+    """A MedMNIST-layout .npz, a folder of images by class, or `digits` (no download needed)."""
+    held_out_ratio: float = 0.2
+    """Share of the train part that only the evaluation may see."""
+    held_out_from: Literal["train", "test", "none"] = "train"
+    """What is held out: a share of the train part, the file's whole test part, or (with `--edit-from PATH`) only the
+    rest of that data set."""
+    val_ratio: float = 0.2
+    """Share of the remaining train part that becomes the validation part, where the data has none of its own."""
+    seed: int = 42
+    """Of the split, the weights, the training and every random choice."""
+
+    model: str = "auto"
+    """Hub name or folder to fine-tune with a new head, a preset (digits, small) or a JSON config to train from scratch.
+    `auto` takes google/vit-base-patch16-224, and for the digits their preset."""
+    checkpoint: str | None = None
+    """A trained classifier to correct as it is (run folder, Hugging Face folder or hub name): nothing is trained."""
+    epochs: int | None = None
+    """Training epochs [10; a preset brings its own]."""
+    batch_size: int | None = None
+    """Images a training step [32; a preset brings its own]."""
+    lr: float | None = None
+    """Learning rate [1e-4; a preset brings its own]."""
+    weight_decay: float | None = None
+    """AdamW's weight decay [0.01; a preset brings its own]."""
+    augment: Literal["none", "light", "dihedral"] | None = None
+    """Random views of training images [none; a preset brings its own]."""
+    pin_memory: bool = True
+    """Page-locked batches, on CUDA only."""
+    resume: bool = False
+    """Go on with a run that was stopped; finished stages are kept."""
+    overwrite: bool = False
+    """Redo stages of an existing run, replacing their results."""
+
+    num_ablations: int = 32
+    """Noise samples an image in causal tracing."""
+    max_samples: int = 50
+    """Misclassified images to trace at most."""
+    noise: float = 3.0
+    """Noise on the patch embeddings in standard deviations of the clean ones."""
+    trace_site: str = "resid.out"
+    """What is restored in each layer: resid.out (the block's output), mlp.out or attn.out, at CLS."""
+    trace_target: Literal["predicted", "label"] = "predicted"
+    """The class whose recovery is measured: the wrong one that the model gives, or the right one."""
+    trace_metric: Literal["probability", "logit_difference"] = "probability"
+    """What is measured."""
+
+    edit_method: tuple[str, ...] = ("alphaedit",)
+    """One or more of alphaedit, head, finetune; several are compared on the same corrections."""
+    edit_layers: tuple[int, ...] | None = None
+    """Layers to edit [the traced ones, else the last three]."""
+    num_edit_layers: int = 3
+    """How many of the traced layers to edit."""
+    astra_layers: bool = True
+    """Take the traced layers where the user gives none; `--no-astra-layers` takes the last three."""
+    max_edits: int = 30
+    """Corrections at most."""
+    min_errors: int = 10
+    """With fewer errors than this in the train part, corrections come from the validation part, and the log says so."""
+    edit_from: str = "train"
+    """Where corrections come from: train, val, or the path of a labelled data set of a new site (`file.npz:test` picks a
+    part): one random part of it is the stream of corrections, the rest is held out."""
+    stream_ratio: float = 0.5
+    """Share of that data set which is the stream."""
+    margin: float | None = None
+    """Logit margin by which an edited image should get its class [the editor's own]."""
+    null_fraction: float | None = None
+    """AlphaEdit: share of the dimensions that the null space takes [0.9]."""
+    null_threshold: float | None = None
+    """AlphaEdit: eigenvalues below this absolute number span the null space (the paper's rule, 0.02)."""
+    ridge: float | None = None
+    """AlphaEdit: ridge relative to mean diag(KᵀPK) [0.1]."""
+    l2: float | None = None
+    """AlphaEdit: absolute ridge (the paper's, 10)."""
+    head_lr: float = 0.01
+    """Head editing: Adam's step."""
+    head_steps: int = 50
+    """Head editing: steps at most."""
+    ewc_strength: float | None = None
+    """Head editing: weight of the consolidation relative to the mean Fisher information [the editor's own]."""
+    ewc_lambda: float | None = None
+    """Head editing: absolute weight of the consolidation (1000 in the reference) instead of the relative one."""
+    closed_form: bool = False
+    """Head editing: one closed-form solve instead of gradient steps."""
+
+    views: Literal["none", "light", "dihedral"] = "light"
+    """Augmented views of edited images on which generalisation is measured."""
+    n_views: int = 8
+    """Views an edited image."""
+
+    run_name: str | None = None
+    """Name of the run's folder [data set and method, with a number where that is taken]."""
+    timestamp: bool = False
+    """Add date and time to the folder's name."""
+    runs_dir: str = "runs"
+    """Where run folders lie."""
+    checkpoint_dir: str | None = None
+    """Put training checkpoints into DIR/<run name> instead of the run folder."""
+    log_dir: str | None = None
+    """Put the log into DIR/<run name> instead of the run folder."""
+    results_dir: str | None = None
+    """Put tables, figures and the report into DIR/<run name> instead of the run folder."""
+    cache_dir: str | None = None
+    """Where key statistics and unpacked data are kept [the platform's cache folder]."""
+    device: str = "auto"
+    """auto (CUDA, else MPS, else CPU), or a torch device."""
+    config: str | None = None
+    """A YAML file of these options; flags given beside it win."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BaselineOptions:
+    """Train a classifier on a data set's official train, val and test parts."""
+
+    data_dir: str | None = None
+    """Folder that holds pathmnist_224.npz [~/.medmnist]."""
+    data_path: str | None = None
+    """Another data set: .npz, folder of images, or `digits` (its parts are then cut from the whole)."""
+    model: str = "auto"
+    """As in `weightsmith run`."""
+    epochs: int | None = None
+    """Training epochs [10; a preset brings its own]."""
+    batch_size: int | None = None
+    """Images a training step [64; a preset brings its own]."""
+    lr: float | None = None
+    """Learning rate [5e-5; a preset brings its own]."""
+    weight_decay: float | None = None
+    """AdamW's weight decay [0.01; a preset brings its own]."""
+    augment: Literal["none", "light", "dihedral"] | None = None
+    """Random views of training images [none; a preset brings its own]."""
+    seed: int = 42
+    """Of the weights and the order of the images."""
+    pin_memory: bool = True
+    """Page-locked batches, on CUDA only."""
+    resume: bool = False
+    """Go on with a training that was stopped."""
+    overwrite: bool = False
+    """Replace an existing run of this name."""
+    run_name: str | None = None
+    """Name of the run's folder [baseline-<data>, with a number where that is taken]."""
+    timestamp: bool = False
+    """Add date and time to the folder's name."""
+    runs_dir: str = "runs"
+    """Where run folders lie."""
+    checkpoint_dir: str | None = None
+    """Put training checkpoints into DIR/<run name> instead of the run folder."""
+    log_dir: str | None = None
+    """Put the log into DIR/<run name> instead of the run folder."""
+    results_dir: str | None = None
+    """Put tables and figures into DIR/<run name> instead of the run folder."""
+    cache_dir: str | None = None
+    """Where unpacked data are kept [the platform's cache folder]."""
+    device: str = "auto"
+    """auto (CUDA, else MPS, else CPU), or a torch device."""
+    config: str | None = None
+    """A YAML file of these options; flags given beside it win."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DownloadOptions:
+    """Fetch a MedMNIST data set: resumed, checked by MD5, put in place when it is whole."""
+
+    name: Annotated[str, tyro.conf.Positional] = "pathmnist"
+    """Name of the data set."""
+    size: int = 224
+    """Side of the images in pixels: 28, 64, 128 or 224."""
+    to: str = "~/.medmnist"
+    """Folder to put the file into."""
+
+
+Options = TypeVar("Options", RunOptions, BaselineOptions)
+
+
+def read_yaml(path: Path, base: Options) -> Options:
+    """The options in a YAML file over `base`.
+
+    Raises:
+        WeightsmithError: naming the file and the entry: not readable, no mapping, an unknown name, a value of another type.
+    """
+    try:
+        entries = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        reason = str(error).splitlines()[0]
+        raise WeightsmithError(f"--config {path} cannot be read ({reason}): give a YAML file of options") from error
+    if not isinstance(entries, dict):
+        raise WeightsmithError(f"--config {path} must hold a mapping such as `epochs: 10`")
+    hints = get_type_hints(type(base))
+    values: dict[str, Any] = {}
+    for key, value in entries.items():
+        name = str(key).replace("-", "_")
+        if name not in hints:
+            raise WeightsmithError(f"--config {path} names the unknown option {key!r}: {did_you_mean(name, hints)}")
+        values[name] = _typed(value, hints[name], f"--config {path}: {key}")
+    return dataclasses.replace(base, **values)
+
+
+def to_yaml(options: RunOptions | BaselineOptions) -> str:
+    """The options as YAML, that `read_yaml` reads back."""
+    entries = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(options).items()}
+    return yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)
+
+
+def _typed(value: Any, hint: Any, where: str) -> Any:
+    """The value if it fits the type of its field, converted where YAML has no such type."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin is Literal:
+        if value not in inner:
+            raise WeightsmithError(f"{where} is {value!r}: {did_you_mean(str(value), [str(i) for i in inner])}")
+        return value
+    if origin is tuple:
+        entries = value if isinstance(value, list) else [value]
+        return tuple(_typed(entry, inner[0], where) for entry in entries)
+    if inner:  # X | None
+        options = [option for option in inner if option is not type(None)]
+        return None if value is None else _typed(value, options[0], where)
+    if hint is float and isinstance(value, str):  # YAML reads 1e-4 as text
+        try:
+            return float(value)
+        except ValueError:
+            pass
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    if not isinstance(value, hint) or (hint is int and isinstance(value, bool)):
+        raise WeightsmithError(f"{where} must be {getattr(hint, '__name__', hint)}, not {value!r}")
+    return value

@@ -1,0 +1,79 @@
+"""From the files of a run folder to its report and model card."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from weightsmith import report
+from weightsmith.delta import Delta
+from weightsmith.effects import Effects
+from weightsmith.files import read_csv, write_text
+from weightsmith.request import load_requests, stack_images
+from weightsmith.run.folder import RunFolder
+from weightsmith.run.options import RunOptions
+from weightsmith.run.tables import confusion_tables, delta_name
+
+STAGE_ORDER = ("data", "train", "locate", "edit", "eval")
+
+
+def write_report(folder: RunFolder, options: RunOptions) -> Path:
+    """Write `report.html` from whatever the stages have left so far, and return its path."""
+    results = folder.results
+    evaluation = _rows(results / "evaluation_report.csv")
+    cells = _rows(results / "confusion_matrix.csv")
+    split = _rows(results / "data_split_info.csv")
+    names = tuple(row["name"] for row in split if row["part"] == "train" and row["class"] != "all")
+    manifest = _json(results / "data_split.json").get("parts", {})
+    effects = results / "effects.safetensors"
+    confusions = {}
+    for part in dict.fromkeys(row["part"] for row in cells):
+        tables = confusion_tables(cells, part, len(names))
+        confusions[part] = (tables.pop("before"), tables)
+    inputs = report.ReportInputs(
+        title=f"{folder.path.name}: a classifier corrected",
+        notes=read_notes(folder),
+        config=dict(options.__dict__),
+        env=folder.env(),
+        split_rows=split,
+        manifest=manifest,
+        training_rows=_rows(results / "training_metrics.csv"),
+        effects=Effects.load(effects) if effects.exists() else None,
+        edits=_edits(folder, options),
+        evaluation_rows=evaluation,
+        confusions=confusions,
+        class_names=names,
+    )
+    page = results / "report.html"
+    write_text(page, report.build(inputs))
+    return page
+
+
+def read_notes(folder: RunFolder) -> tuple[str, ...]:
+    """What the stages had to say, in their order."""
+    notes = _json(folder.results / "notes.json")
+    return tuple(note for stage in STAGE_ORDER for note in notes.get(stage, []))
+
+
+def _edits(folder: RunFolder, options: RunOptions) -> list[report.EditedBatch]:
+    stored = folder.results / "requests.safetensors"
+    if not stored.exists():
+        return []
+    images = stack_images(load_requests(stored)).numpy()
+    batches: list[report.EditedBatch] = []
+    for method in options.edit_method:
+        path = folder.path / delta_name(options.edit_method, method)
+        if path.exists():
+            info = Delta.load(path).info
+            batches.append(report.EditedBatch(method, info["layers"], info["requests"], images))
+    return batches
+
+
+def _rows(path: Path) -> list[dict[str, Any]]:
+    return list(read_csv(path)) if path.exists() else []
+
+
+def _json(path: Path) -> dict[str, Any]:
+    found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+    return found

@@ -1,0 +1,189 @@
+"""Run stages in order, once each, and tell what happened."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+from rich.console import Console
+
+from weightsmith import __version__, report
+from weightsmith.edit import editors
+from weightsmith.effects import Effects
+from weightsmith.errors import WeightsmithError, did_you_mean
+from weightsmith.files import read_csv, user_path
+from weightsmith.run.folder import RunFolder, existing_runs, new_name, require_run
+from weightsmith.run.job import Job, check_device
+from weightsmith.run.options import STAGES, RunOptions
+from weightsmith.run.page import write_report
+from weightsmith.run.stages import STAGE_FUNCTIONS
+from weightsmith.run.tables import delta_name, edit_log_name
+
+_log = logging.getLogger(__name__)
+
+_CONCERNS: dict[str, tuple[str, ...]] = {
+    "data": ("data_path", "held_out_ratio", "held_out_from", "val_ratio", "seed", "edit_from", "stream_ratio"),
+    "train": ("model", "checkpoint", "epochs", "batch_size", "lr", "weight_decay", "augment"),
+    "locate": ("num_ablations", "max_samples", "noise", "trace_site", "trace_target", "trace_metric", "min_errors"),
+    "edit": (
+        "edit_method", "edit_layers", "num_edit_layers", "astra_layers", "max_edits", "min_errors", "margin",
+        "null_fraction", "null_threshold", "ridge", "l2", "head_lr", "head_steps", "ewc_strength", "ewc_lambda",
+        "closed_form",
+    ),
+    "eval": ("views", "n_views"),
+}  # fmt: skip
+"""The options that each stage's result depends on, beside those of the stages before it."""
+
+_NEEDS: dict[str, tuple[str, ...]] = {
+    "data": (),
+    "train": ("data",),
+    "locate": ("train",),
+    "edit": ("train",),
+    "eval": ("edit",),
+}
+
+
+def run(options: RunOptions) -> Path:
+    """Run one stage or all of them, and return the run's folder.
+
+    Stages that are finished with the same options are not run again. Results of other options are replaced only with
+    `overwrite`; a run that exists is gone on with only with `resume`.
+
+    Raises:
+        WeightsmithError: bad options or data, in one sentence.
+    """
+    _check(options)
+    name = require_run(options) if options.stage not in ("full", "data") else new_name(options, _stem(options))
+    folder = RunFolder.named(options, name)
+    if (
+        options.stage == "full"
+        and name in existing_runs(options.runs_dir)
+        and not (options.resume or options.overwrite)
+    ):
+        raise WeightsmithError(
+            f"the run {folder.path} exists: give --resume to go on with it, --overwrite to redo it, or another --run-name"
+        )
+    stages = STAGES if options.stage == "full" else (options.stage,)
+    with folder.in_use(), folder.logged():
+        job = Job(options, folder)
+        for stage in stages:
+            _run_stage(job, stage, first=stage == stages[0])
+        page = write_report(folder, options)
+    console = Console()
+    _show(console, folder, stages)
+    console.print(f"[bold]{folder.path}[/] holds everything; the page to read is {page}", soft_wrap=True)
+    return folder.path
+
+
+def _run_stage(job: Job, stage: str, first: bool) -> None:
+    options, folder = job.options, job.folder
+    for needed in _NEEDS[stage]:
+        if folder.done(needed) is None:
+            raise WeightsmithError(
+                f"the {stage} stage needs what the {needed} stage leaves in {folder.path}: run --stage {needed} first"
+            )
+    key = fingerprint(options, stage)
+    before = folder.done(stage)
+    if before == key and not options.overwrite:
+        _log.info("%s: done already", stage)
+        return
+    if before is not None and not options.overwrite:
+        raise WeightsmithError(
+            f"{folder.path} holds results of the {stage} stage with other options: give --overwrite to replace them, "
+            "or another --run-name"
+        )
+    job.stage = stage
+    if first:
+        folder.write_config(options)
+    if options.overwrite:
+        _forget(job, stage)
+    folder.log_event(stage, "start", key=key)
+    started = time.monotonic()
+    _log.info("%s: started", stage)
+    try:
+        STAGE_FUNCTIONS[stage](job)
+    except KeyboardInterrupt:
+        folder.log_event(stage, "interrupted")
+        raise
+    except BaseException as error:
+        folder.log_event(stage, "failed", why=str(error) or type(error).__name__)
+        raise
+    folder.log_event(stage, "done", key=key, seconds=round(time.monotonic() - started, 2))
+    _log.info("%s: done in %.1f s", stage, time.monotonic() - started)
+
+
+def fingerprint(options: RunOptions, stage: str) -> str:
+    """SHA-256 of everything asked for that a stage's result depends on, earlier stages included."""
+    concerned = [name for earlier in STAGES[: STAGES.index(stage) + 1] for name in _CONCERNS[earlier]]
+    values = asdict(options)
+    text = json.dumps({"version": __version__, **{name: values[name] for name in concerned}}, default=list)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _forget(job: Job, stage: str) -> None:
+    """Remove what a stage that is redone left, so that nothing old is taken for new."""
+    results, path = job.folder.results, job.folder.path
+    methods = job.options.edit_method
+    left: dict[str, Sequence[Path]] = {
+        "data": [results / "data_split.json", results / "data_split_info.csv", results / "data_split_indices.npz"],
+        "train": [job.folder.checkpoints / "checkpoint.pt", path / "model", results / "training_metrics.csv"],
+        "locate": [results / name for name in ("effects.safetensors", "layer_importance.csv", "layer_statistics.csv")],
+        "edit": [
+            results / "requests.safetensors",
+            path / "edited",
+            *(results / edit_log_name(method) for method in editors()),
+            *(path / delta_name(methods, method) for method in editors()),
+        ],
+        "eval": [results / n for n in ("evaluation_report.csv", "confusion_matrix.csv", "predictions.csv")],
+    }
+    job.folder.remove(*left[stage])
+
+
+def _check(options: RunOptions) -> None:
+    """Everything that can be known to be wrong before any work is done."""
+    if options.stage not in (*STAGES, "full"):
+        raise WeightsmithError(f"--stage {options.stage} is no stage: {did_you_mean(options.stage, [*STAGES, 'full'])}")
+    for method in options.edit_method:
+        if method not in editors():
+            raise WeightsmithError(f"--edit-method {method} is no editor: {did_you_mean(method, editors())}")
+    if not options.edit_method or len(set(options.edit_method)) < len(options.edit_method):
+        raise WeightsmithError("--edit-method needs one or more different methods, such as `alphaedit head`")
+    positive = {
+        "--max-edits": options.max_edits,
+        "--max-samples": options.max_samples,
+        "--num-edit-layers": options.num_edit_layers,
+        "--num-ablations": options.num_ablations,
+        "--n-views": options.n_views,
+        "--head-steps": options.head_steps,
+    }
+    for flag, value in positive.items():
+        if value < 1:
+            raise WeightsmithError(f"{flag} must be at least 1, not {value}")
+    if options.held_out_from == "train" and not 0 < options.held_out_ratio < 1:
+        raise WeightsmithError(
+            f"--held-out-ratio must lie between 0 and 1, not {options.held_out_ratio:g}: give 0.2 to hold out a fifth"
+        )
+    if options.held_out_from == "none" and options.edit_from in ("train", "val"):
+        raise WeightsmithError(
+            "--held-out-from none leaves nothing to prove the edit on: give --edit-from PATH with it"
+        )
+    check_device(options.device)
+
+
+def _stem(options: RunOptions) -> str:
+    data = Path(user_path(options.data_path)).stem
+    return f"{data}-{'-'.join(options.edit_method)}"
+
+
+def _show(console: Console, folder: RunFolder, stages: Sequence[str]) -> None:
+    """What a person at the terminal wants to see of the stages that ran."""
+    effects, rows = folder.results / "effects.safetensors", folder.results / "evaluation_report.csv"
+    if "locate" in stages and effects.exists():
+        console.print(report.layer_bars(Effects.load(effects)))
+    if "eval" in stages and rows.exists():
+        console.print(report.evaluation_table(read_csv(rows)))

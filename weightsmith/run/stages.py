@@ -1,0 +1,307 @@
+"""The stages of a correction. Each reads what earlier ones left in the run folder and writes its own files."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from weightsmith import evaluate, locate, report
+from weightsmith.data.images import ImageSet
+from weightsmith.data.split import info, manifest
+from weightsmith.data.views import EmbeddingNoise
+from weightsmith.delta import Delta, weights_hash
+from weightsmith.edit import default_layers, editors, make_editor
+from weightsmith.effects import Effects
+from weightsmith.errors import WeightsmithError
+from weightsmith.files import read_csv, user_path, write_csv, write_json, write_text
+from weightsmith.measure import Predictions, misclassified
+from weightsmith.models import load, save
+from weightsmith.request import Request, load_requests, save_requests
+from weightsmith.run.job import Job, check_split, new_model, save_indices, train_options
+from weightsmith.run.options import RunOptions
+from weightsmith.run.tables import (
+    EDIT_COLUMNS,
+    confusion_rows,
+    confusion_tables,
+    delta_name,
+    edit_log_name,
+    edit_rows,
+    prediction_rows,
+)
+from weightsmith.train import fit
+
+_log = logging.getLogger(__name__)
+
+TRAIN_DEFAULTS = {"epochs": 10, "batch_size": 32, "lr": 1e-4, "weight_decay": 0.01, "augment": "none"}
+
+
+def run_data(job: Job) -> None:
+    """`data_split_info.csv`, `data_split.json` (index hashes) and `data_split_indices.npz`."""
+    split, out = job.split, job.folder.results
+    parts = split.parts()
+    if job.new_site is not None:
+        parts |= {"stream": job.new_site[0], "new_site_held_out": job.new_site[1]}
+    shared = {name: entry["overlap_with_held_out"] for name, entry in manifest(parts).items()}
+    leaking = [name for name, count in shared.items() if count]
+    if leaking:
+        raise WeightsmithError(f"the {leaking[0]} part shares {shared[leaking[0]]} images with held-out data")
+    save_indices(out, parts)
+    write_csv(out / "data_split_info.csv", info(parts))
+    write_json(
+        out / "data_split.json",
+        {"seed": split.seed, "val_carved_from_train": split.val_carved, "parts": manifest(parts)},
+    )
+    job.folder.write_env(data={name: images.digest() for name, images in parts.items()}, seed=job.options.seed)
+
+
+def run_train(job: Job) -> None:
+    """`training_metrics.csv`, the checkpoint and `model/`; with `--checkpoint` that model, checked, and no training."""
+    options, out = job.options, job.folder.results
+    check_split(job)
+    if options.checkpoint is not None:
+        model = load(options.checkpoint, device=job.device)
+        if model.n_classes != job.source.n_classes:
+            raise WeightsmithError(
+                f"--checkpoint {options.checkpoint} has {model.n_classes} classes and {options.data_path} "
+                f"{job.source.n_classes}: give a classifier of these classes, or train one"
+            )
+        _check_not_trained_on(job, options.checkpoint)
+        job.note(f"Nothing was trained: the classifier is {options.checkpoint}.")
+    else:
+        model = new_model(options, job.source, job.device)
+        history = fit(
+            model,
+            job.part("train"),
+            job.part("val"),
+            train_options(options, TRAIN_DEFAULTS),
+            job.folder.checkpoints / "checkpoint.pt",
+            resume=options.resume,
+            pin_memory=options.pin_memory,
+            on_epoch=lambda rows: write_csv(out / "training_metrics.csv", rows),
+        )
+        write_csv(out / "training_metrics.csv", history.rows)
+        report.save(report.training_curve(history.rows), job.folder.figures / "training_curve.png")
+        if history.skipped:
+            _log.info("training was skipped: a checkpoint of this data, model and hyper-parameters is finished")
+    save(
+        model,
+        job.folder.path / "model",
+        report.model_card(title=f"{job.source.name} classifier", data=_data_words(job)),
+    )
+    job.folder.write_env(device=job.device, weights=weights_hash(model))
+
+
+def run_locate(job: Job) -> None:
+    """`layer_importance.csv`, `layer_statistics.csv`, `effects.safetensors` and a figure."""
+    options, out = job.options, job.folder.results
+    check_split(job)
+    requests, part = job.errors("train", options.max_samples, min(options.min_errors, options.max_samples))
+    _need_errors(requests, part)
+    effects = locate.causal_trace(
+        job.trained,
+        requests,
+        EmbeddingNoise(options.noise, options.num_ablations, options.seed),
+        kind=options.trace_site,
+        target=options.trace_target,
+        metric=options.trace_metric,
+    )
+    classes = effects.info["target_classes"]
+    rows = [
+        {
+            "sample": sample,
+            "target_class": classes[i],
+            "clean": round(effects.info["clean"][i], 6),
+            "corrupted": round(effects.info["corrupted"][i], 6),
+            **{f"layer_{site.layer}": round(float(effects.values[i, k]), 6) for k, site in enumerate(effects.sites)},
+        }
+        for i, sample in enumerate(effects.samples)
+    ]
+    report.save(report.layer_importance(effects), job.folder.figures / "layer_importance.png")
+    effects.save(out / "effects.safetensors")
+    write_csv(out / "layer_importance.csv", rows)
+    write_csv(out / "layer_statistics.csv", effects.table())
+    done, naive = effects.info["block_forwards"], effects.info["naive_block_forwards"]
+    job.note(
+        f"Tracing {len(requests)} images took {done:,} block forwards; one full pass a site and noise sample would "
+        f"take {naive:,} ({naive / done:.2f} times as many)."
+    )
+
+
+def run_edit(job: Job) -> None:
+    """`requests.safetensors`, a delta and a log for each method, and `edited/`, the model with the first method's edit."""
+    options, out = job.options, job.folder.results
+    check_split(job)
+    if job.new_site is not None:
+        requests = misclassified(job.trained, job.new_site[0], options.max_edits, seed=options.seed)
+        part = options.edit_from
+    else:
+        requests, part = job.errors(options.edit_from, options.max_edits, options.min_errors)
+    _need_errors(requests, part)
+    layers = edit_layers(job)
+    _log.info("editing %d images of %s in layers %s", len(requests), part, list(layers))
+    deltas: dict[str, Delta] = {}
+    for method in options.edit_method:
+        deltas[method] = make_editor(method, **editor_options(options, method, layers)).solve(
+            job.trained, requests, job.part("train"), job.cache_dir
+        )
+        failed = sum(not row["success"] for row in deltas[method].info["requests"])
+        if failed:
+            job.note(f"{method}: {failed} of {len(requests)} edits did not reach their class.")
+    save_requests(out / "requests.safetensors", requests)
+    for method, delta in deltas.items():
+        write_csv(out / edit_log_name(method), edit_rows(delta), EDIT_COLUMNS)
+        delta.save(job.folder.path / delta_name(options.edit_method, method))
+    first = deltas[options.edit_method[0]]
+    with first.on(job.trained):
+        save(job.trained, job.folder.path / "edited", _card(job, first, []))
+
+
+def run_eval(job: Job) -> None:
+    """`evaluation_report.csv`, `confusion_matrix.csv/.png`, `predictions.csv` and the model card of `edited/`."""
+    options, out = job.options, job.folder.results
+    check_split(job)
+    requests = load_requests(out / "requests.safetensors")
+    parts: dict[str, ImageSet] = {}
+    if job.new_site is not None:
+        parts["new_site"] = job.new_site[1]
+    if options.held_out_from != "none":
+        parts["held_out"] = job.part("held_out")
+    if not parts:
+        raise WeightsmithError(
+            "nothing is held out, so nothing can be proven: --held-out-from none needs --edit-from PATH"
+        )
+    deltas = {m: Delta.load(job.folder.path / delta_name(options.edit_method, m)) for m in options.edit_method}
+    rows: list[dict[str, object]] = []
+    cells: list[dict[str, object]] = []
+    predictions: list[dict[str, object]] = []
+    for part, images in parts.items():
+        before: Predictions | None = None
+        reports: dict[str, evaluate.EditReport] = {}
+        for method, delta in deltas.items():
+            reports[method] = evaluate.editing(
+                job.trained,
+                requests,
+                images,
+                delta,
+                views=options.views,
+                n_views=options.n_views,
+                seed=options.seed,
+                before=before,
+            )
+            before = reports[method].before
+            rows += [{"method": method, "part": part, **row} for row in reports[method].rows(images.class_names)]
+        cells += confusion_rows(part, reports)
+        predictions += prediction_rows(part, reports, images.class_names)
+    tables = confusion_tables(cells, next(iter(parts)), job.source.n_classes)
+    figure = report.confusion_matrices(tables.pop("before"), tables, job.source.class_names)
+    report.save(figure, out / "confusion_matrix.png")
+    write_csv(out / "predictions.csv", predictions)
+    write_csv(out / "confusion_matrix.csv", cells)
+    write_csv(out / "evaluation_report.csv", rows)
+    first = deltas[options.edit_method[0]]
+    card = _card(job, first, [row for row in rows if row["method"] == options.edit_method[0]])
+    write_text(job.folder.path / "edited" / "README.md", card)
+
+
+STAGE_FUNCTIONS: dict[str, Callable[[Job], None]] = {
+    "data": run_data,
+    "train": run_train,
+    "locate": run_locate,
+    "edit": run_edit,
+    "eval": run_eval,
+}
+
+
+def edit_layers(job: Job) -> tuple[int, ...]:
+    """The user's layers, else the traced ones, else the last three; which of them it was is noted."""
+    options, model = job.options, job.trained
+    if options.edit_layers is not None:
+        model.check_layers(options.edit_layers)
+        return tuple(sorted(options.edit_layers))
+    traced = job.folder.results / "effects.safetensors"
+    if options.astra_layers and traced.exists():
+        effects = Effects.load(traced)
+        if not 1 <= options.num_edit_layers <= len(effects.sites):
+            raise WeightsmithError(
+                f"--num-edit-layers {options.num_edit_layers}: {len(effects.sites)} layers were traced, give 1 to that many"
+            )
+        layers = effects.top_layers(options.num_edit_layers)
+        job.note(f"Layers {list(layers)} are edited, the traced ones of largest effect.")
+        return layers
+    layers = default_layers(model)
+    job.note(f"Layers {list(layers)} are edited, the last ones of the model: none were given or traced.")
+    return layers
+
+
+def editor_options(options: RunOptions, method: str, layers: tuple[int, ...]) -> dict[str, Any]:
+    """Hyper-parameters of one editor from the flags; a flag that was not given leaves the editor's own default."""
+    cls = editors().get(method)
+    fields = {field.name for field in dataclasses.fields(cls)} if cls is not None else set()
+    given = {name: getattr(options, name) for name in fields if getattr(options, name, None) is not None}
+    if "layers" in fields:
+        given["layers"] = layers
+    if "l2" in given:
+        given["ridge"] = None  # the absolute ridge takes the place of the relative one
+    return given
+
+
+def _check_not_trained_on(job: Job, checkpoint: str) -> None:
+    """Refuse a checkpoint of another run that was trained on images which are held out here."""
+    indices, manifest_path = (
+        user_path(checkpoint) / "data_split_indices.npz",
+        user_path(checkpoint) / "data_split.json",
+    )
+    if not (indices.exists() and manifest_path.exists()):
+        job.note(
+            f"What {checkpoint} was trained on is not recorded, so nobody can tell here whether it has seen held-out images."
+        )
+        return
+    recorded = json.loads(manifest_path.read_text(encoding="utf-8"))["parts"]["train"]
+    with np.load(indices, allow_pickle=False) as stored:
+        seen = stored["train"]
+    sealed = [images for images in (*job.split.parts().values(), *(job.new_site or ())) if images.sealed]
+    for images in sealed:
+        if (images.source, images.part) == (recorded["source"], recorded["part"]):
+            shared = len(np.intersect1d(seen, images.positions))
+            if shared:
+                raise WeightsmithError(
+                    f"--checkpoint {checkpoint} was trained on {shared} of the {len(images)} images that this run holds "
+                    "out: give the --seed and --held-out-ratio of its run, or --held-out-from test"
+                )
+
+
+def _need_errors(requests: list[Request], part: str) -> None:
+    if not requests:
+        raise WeightsmithError(
+            f"the model makes no errors on {part}, so there is nothing to correct: give other images with --edit-from, "
+            "or a harder data set"
+        )
+
+
+def _data_words(job: Job) -> str:
+    parts = ", ".join(f"{name} {len(images):,}" for name, images in job.split.parts().items())
+    return f"{job.source.name}: {parts} images of {job.source.n_classes} classes"
+
+
+def _card(job: Job, delta: Delta, rows: list[dict[str, object]]) -> str:
+    """The model card of the edited model."""
+    folder = job.folder
+    training = folder.results / "training_metrics.csv"
+    return report.model_card(
+        title=f"{job.source.name} classifier, corrected",
+        data=_data_words(job),
+        training_rows=read_csv(training) if training.exists() else [],
+        edits={
+            "method": delta.info["method"],
+            "layers": delta.info["layers"],
+            "corrections": len(delta.info["requests"]),
+            "reached": sum(bool(row["success"]) for row in delta.info["requests"]),
+        },
+        evaluation_rows=rows,
+        provenance=folder.env() | {"weights_before": delta.base, "run": folder.path.name},
+    )

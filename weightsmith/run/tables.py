@@ -1,0 +1,67 @@
+"""The tables of a run folder: what is in each file, row by row."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from weightsmith.delta import Delta
+from weightsmith.evaluate import EditReport
+
+EDIT_COLUMNS = (
+    "sample", "class_before", "target", "class_after", "residual_norm", "update_norm", "layers", "margin", "success",
+)  # fmt: skip
+
+
+def edit_log_name(method: str) -> str:
+    """`edit_log.csv` for AlphaEdit, `head_edit_log.csv` for the head, and so on."""
+    return "edit_log.csv" if method == "alphaedit" else f"{method}_edit_log.csv"
+
+
+def delta_name(methods: tuple[str, ...], method: str) -> str:
+    """The first method's delta is the run's, `delta.safetensors`."""
+    return "delta.safetensors" if method == methods[0] else f"delta_{method}.safetensors"
+
+
+def edit_rows(delta: Delta) -> list[dict[str, object]]:
+    layers = " ".join(str(layer) for layer in delta.info.get("layers", []))
+    return [{**row, "layers": layers} for row in delta.info["requests"]]
+
+
+def confusion_rows(part: str, reports: dict[str, EditReport]) -> list[dict[str, object]]:
+    """Rows of `confusion_matrix.csv`: part, state ("before" or a method), true class, predicted class, count."""
+    tables = {"before": next(iter(reports.values())).scores_before.confusion}
+    tables |= {method: result.scores_after.confusion for method, result in reports.items()}
+    return [
+        {"part": part, "state": state, "true": true, "predicted": predicted, "count": int(table[true, predicted])}
+        for state, table in tables.items()
+        for true in range(len(table))
+        for predicted in range(len(table))
+    ]
+
+
+def confusion_tables(rows: list[dict[str, Any]], part: str, classes: int) -> dict[str, np.ndarray]:
+    """State → (classes, classes) counts, from the rows of `confusion_matrix.csv`."""
+    tables: dict[str, np.ndarray] = {}
+    for row in rows:
+        if row["part"] == part:
+            table = tables.setdefault(str(row["state"]), np.zeros((classes, classes), dtype=np.int64))
+            table[int(row["true"]), int(row["predicted"])] = int(row["count"])
+    return tables
+
+
+def prediction_rows(part: str, reports: dict[str, EditReport], class_names: tuple[str, ...]) -> list[dict[str, object]]:
+    """Rows of `predictions.csv`: sample, label, and for each state the class and every class's probability."""
+    states = {"before": next(iter(reports.values())).before} | {m: r.after for m, r in reports.items()}
+    labels = states["before"].labels.tolist()
+    classes = {state: seen.classes.tolist() for state, seen in states.items()}
+    probabilities = {state: seen.probabilities.tolist() for state, seen in states.items()}
+    rows: list[dict[str, object]] = []
+    for i, name in enumerate(states["before"].names):
+        row: dict[str, object] = {"part": part, "sample": name, "label": labels[i]}
+        for state in states:
+            row[f"{state}_class"] = classes[state][i]
+            row |= {f"{state}_p_{c}": round(probabilities[state][i][k], 6) for k, c in enumerate(class_names)}
+        rows.append(row)
+    return rows
