@@ -13,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
 _CACHE = tempfile.mkdtemp(prefix="weightsmith-tests-")
 os.environ["WEIGHTSMITH_CACHE"] = _CACHE
 
+import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
@@ -23,6 +24,8 @@ from weightsmith.data.split import from_arrays  # noqa: E402
 from weightsmith.models import Model, families, load  # noqa: E402
 
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("weightsmith", deadline=None)  # the machine is shared
+hypothesis.settings.load_profile("weightsmith")
 
 SIDE = 8
 

@@ -18,7 +18,7 @@ SITES = (Site("mlp.out", 0), Site("mlp.out", 2), Site("attn.out", 0), Site("clas
 
 @pytest.fixture
 def effects() -> Effects:
-    values = torch.from_numpy(np.random.default_rng(0).normal(size=(7, 4)) + [0.0, 9.0, 5.0, 20.0])
+    values = torch.from_numpy(np.random.default_rng(0).normal([0.0, 9.0, 5.0, 20.0], size=(7, 4)))
     return Effects(SITES, values, tuple(f"val/{i}" for i in range(7)), "probability", {"noise": 3.0})
 
 

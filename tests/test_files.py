@@ -30,7 +30,12 @@ def names(folder: Path) -> list[str]:
     return sorted(entry.name for entry in folder.iterdir())
 
 
-def failing(number: int):  # noqa: ANN201
+def write_and_fail(path: Path, error: type[BaseException]) -> None:
+    path.write_text("new")
+    raise error
+
+
+def failing(number: int):
     """A stand-in for os.replace or os.fsync that fails as a disk does."""
 
     def fail(*_: object) -> None:
@@ -58,8 +63,7 @@ def test_an_exception_leaves_the_old_file_and_nothing_else(
     target = tmp_path / "file.txt"
     target.write_text("old")
     with pytest.raises(error), context(target) as temporary:  # type: ignore[operator]
-        temporary.write_text("new")
-        raise error
+        write_and_fail(temporary, error)
     assert target.read_text() == "old"
     assert names(tmp_path) == ["file.txt"]
 
@@ -145,16 +149,13 @@ def test_an_exception_leaves_the_old_folder_and_nothing_else(tmp_path: Path, err
             target.mkdir()
             (target / "old").write_text("old")
         with pytest.raises(error), atomic_folder(target) as temporary:
-            (temporary / "new").write_text("new")
-            raise error
+            write_and_fail(temporary / "new", error)
         assert names(tmp_path) == (["model"] if existed else [])
     assert names(target) == ["old"]
 
 
 @pytest.mark.parametrize("failing_call", [1, 2])
-def test_a_full_disk_leaves_the_old_folder(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_call: int
-) -> None:
+def test_a_full_disk_leaves_the_old_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing_call: int) -> None:
     """Also when the old folder was moved aside already."""
     target = tmp_path / "model"
     target.mkdir()

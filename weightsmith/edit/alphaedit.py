@@ -34,6 +34,7 @@ class AlphaEdit:
     | K₁, R | keys and residuals of the requests at the lookup token |
     | K₀ | keys of the images of `preserve` that the model gets right, at the lookup token |
     | P, threshold 0.02 | `NullSpace`, by its share of the dimensions (`null_fraction`); or `null_threshold` |
+    | – | whitening of what preserved energy the null space still holds (`null_floor`); None gives the paper's P |
     | L2 = 10 | `ridge`, relative to mean diag(Kᵀ P K); `l2` is the paper's |
     | K_p | none: one batch |
 
@@ -91,9 +92,7 @@ class AlphaEdit:
                 layer,
                 NullSpace.of(
                     moments[sites[layer]].matrix,
-                    fraction=0.9
-                    if (self.null_fraction, self.null_energy, self.null_threshold) == (None,) * 3
-                    else self.null_fraction,
+                    fraction=fraction,
                     energy=self.null_energy,
                     threshold=self.null_threshold,
                     floor=self.null_floor,

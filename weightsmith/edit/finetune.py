@@ -30,7 +30,7 @@ class FineTune:
 
     lr: float = 1e-4
     steps: int = 100
-    margin: float = 0.3
+    margin: float = 0.1
 
     def solve(
         self,

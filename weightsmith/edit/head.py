@@ -50,11 +50,11 @@ class HeadEdit:
 
     head_lr: float = 0.01
     head_steps: int = 50
-    ewc_strength: float = 0.1
+    ewc_strength: float = 3.0
     ewc_lambda: float | None = None
     closed_form: bool = False
     closed_weight: float = 30.0
-    margin: float = 0.3
+    margin: float = 0.1
     rounds: int = 10
 
     def solve(

@@ -22,6 +22,8 @@ _log = logging.getLogger(__name__)
 
 _SINGULAR = 1e13
 """Condition number beyond which a float64 solve has no digits left to trust."""
+_NO_PIVOT = 1e-12
+"""Share of the mean diagonal below which a Cholesky pivot is rounding noise: the matrix is singular."""
 
 
 class Metric(Protocol):
@@ -106,7 +108,8 @@ class NullSpace:
 class InverseMoment:
     """M = (λ C)⁻¹ through one Cholesky factorisation: MEMIT's metric (Meng et al. 2023, eq. 14), λ = `weight`.
 
-    A moment of fewer keys than dimensions is singular: 1e-6 of its mean diagonal is added before factoring.
+    A moment of fewer keys than dimensions is singular: 1e-6 of its mean diagonal is added then, and only then, because
+    it would change the answer by a tenth where C has eigenvalues as small as that.
     """
 
     factor: Tensor
@@ -118,8 +121,12 @@ class InverseMoment:
     @classmethod
     def of(cls, moment: Tensor, weight: float) -> InverseMoment:
         c = moment.double()
-        jitter = 1e-6 * float(c.diagonal().mean()) + torch.finfo(torch.float64).tiny
-        return cls(torch.linalg.cholesky(c + jitter * torch.eye(len(c), dtype=c.dtype)), weight)
+        scale = float(c.diagonal().mean())
+        factor, failed = torch.linalg.cholesky_ex(c)
+        if bool(failed) or float(factor.diagonal().min()) ** 2 <= _NO_PIVOT * scale:
+            jitter = 1e-6 * scale + torch.finfo(torch.float64).tiny
+            factor = torch.linalg.cholesky(c + jitter * torch.eye(len(c), dtype=c.dtype))
+        return cls(factor, weight)
 
 
 @dataclass(frozen=True, eq=False)

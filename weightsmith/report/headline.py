@@ -3,23 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from weightsmith.measure import Interval
-
-Row = Mapping[str, object]
-"""A row of a CSV file, its values numbers or text."""
+from weightsmith.report.words import Row, bounds, number, part_title, percent
 
 SCORES = ("precision", "recall", "f1")
 """The measures that are given for each class."""
-
-_PARTS = {
-    "train": "training part",
-    "val": "validation part",
-    "test": "test part",
-    "held_out": "held-out part",
-}
 
 
 @dataclass(frozen=True)
@@ -49,7 +40,7 @@ HEADLINE = (
         "generalisation",
         "after",
         "generalisation",
-        "Share of altered views of the edited images (shifted or flipped, for instance) that now get the wanted class.",
+        "Share of altered views of the edited images (shifted or turned, for instance) that now get the wanted class.",
     ),
     Measure("locality", "after", "locality (kept)", "Share of the images that were right before and still are."),
     Measure("repaired", "after", "repaired", "Share of the images that were wrong before and are right now."),
@@ -150,47 +141,8 @@ def verdicts(block: Block) -> list[str]:
     return sentences
 
 
-def number(value: object) -> float:
-    """A value of a CSV row as a number; NaN for an empty field or words."""
-    try:
-        return float(str(value))
-    except ValueError:
-        return float("nan")
-
-
 def interval(row: Row, column: str) -> Interval:
     """The value of a row in the column "before" or "after", with its bounds; NaN where the fields are empty."""
     count = number(row.get("n", ""))
     value, low, high = (number(row.get(column + end, "")) for end in ("", "_low", "_high"))
     return Interval(value, low, high, 0 if math.isnan(count) else int(count))
-
-
-def percent(share: float, *, signed: bool = False) -> str:
-    """A share as a percentage with one decimal; a difference of shares, `signed`, as percentage points.
-
-    >>> percent(0.9123), percent(-0.004, signed=True), percent(float("nan"))
-    ('91.2%', '-0.4 points', 'n/a')
-    """
-    if math.isnan(share):
-        return "n/a"
-    value = round(100 * share, 1) + 0.0  # adding zero turns -0.0 into 0.0
-    return f"{value:+.1f} points" if signed else f"{value:.1f}%"
-
-
-def bounds(measured: Interval, *, signed: bool = False) -> str:
-    """The 95% interval in percent, without the unit, which stands beside the value: "90.1 to 92.3"."""
-    if math.isnan(measured.low) or math.isnan(measured.high):
-        return "no interval"
-    style = "+.1f" if signed else ".1f"
-    return " to ".join(format(round(100 * end, 1) + 0.0, style) for end in (measured.low, measured.high))
-
-
-def part_title(part: str) -> str:
-    """What people call a part: "held_out" is the held-out part."""
-    return _PARTS.get(part, part.replace("_", " "))
-
-
-def layer_labels(layers: Sequence[int | None], sites: Sequence[str]) -> list[str]:
-    """The block's number where that tells the sites apart, the whole site where it does not."""
-    numbers = [str(layer) for layer in layers if layer is not None]
-    return numbers if len(set(numbers)) == len(sites) else list(sites)

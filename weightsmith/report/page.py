@@ -14,20 +14,9 @@ from matplotlib.figure import Figure
 from weightsmith.effects import Effects
 from weightsmith.errors import WeightsmithError
 from weightsmith.report import plots
-from weightsmith.report.headline import (
-    HEADLINE,
-    SCORES,
-    Row,
-    blocks,
-    bounds,
-    class_scores,
-    layer_labels,
-    number,
-    part_title,
-    percent,
-    verdicts,
-)
+from weightsmith.report.headline import HEADLINE, SCORES, blocks, class_scores, verdicts
 from weightsmith.report.pictures import image_uri, is_small
+from weightsmith.report.words import Row, bounds, class_name, flat, layer_labels, number, part_title, percent
 
 _PICTURE_BUDGET = 2_000_000
 """Characters of embedded images in a page; with the figures beside them it stays under 4 MB."""
@@ -42,14 +31,14 @@ class EditedBatch:
 
     Attributes:
         method: its name.
-        layers: blocks it changed, counted from 0; none for the classifier.
+        layers: blocks it changed, counted from 0; none when it changed the classifier.
         rows: sample, class_before, target, class_after, residual_norm, update_norm, layers, success; one an image.
             Classes are labels or names; values may be text.
         images: (n, channels, height, width) uint8, in the order of the rows; None shows the cards without pictures.
     """
 
     method: str
-    layers: Sequence[int]
+    layers: Sequence[int] | None
     rows: Sequence[Row]
     images: np.ndarray | None = None
 
@@ -114,8 +103,8 @@ def build(inputs: ReportInputs) -> str:
         "confusions": [_confusion(part, *pair, inputs.class_names) for part, pair in inputs.confusions.items()],
         "class_scores": class_scores(inputs.evaluation_rows),
         "scores": SCORES,
-        "config": _flat(inputs.config),
-        "env": _flat(inputs.env),
+        "config": flat(inputs.config),
+        "env": flat(inputs.env),
     }
     return _environment().get_template("page.html.j2").render(context)
 
@@ -132,11 +121,14 @@ def _environment() -> Environment:
 
 
 def _figure(figure: Figure, alt: str, pixels_per_inch: int = 80) -> dict[str, object]:
-    """A figure and the width under which it scrolls in its own box, for below that its text could not be read."""
+    """A figure with the width below which its text could not be read, so that it scrolls, and the one above which it is
+    coarse.
+    """
     return {
         "uri": plots.as_data_uri(figure),
         "alt": alt,
         "least_width": round(figure.get_size_inches()[0] * pixels_per_inch),
+        "most_width": round(figure.get_size_inches()[0] * 105),
     }
 
 
@@ -178,7 +170,8 @@ def _layers(effects: Effects | None) -> dict[str, Any] | None:
     labels = layer_labels([row["layer"] for row in rows], [row["site"] for row in rows])
     best = sorted(zip(rows, labels, strict=True), key=lambda pair: pair[0]["rank"])[:3]
     title = plots.effects_title(effects)
-    alt = f"Bar chart. {title}. Largest: {', '.join(f'layer {label} ({row["mean"]:.3f})' for row, label in best)}."
+    largest = ", ".join(f"{label} ({row['mean']:.3f})" for row, label in best)
+    alt = f"Bar chart. {title}. Largest: {largest}."
     return {
         "title": title,
         "figure": _figure(plots.layer_importance(effects), alt, 64),
@@ -201,7 +194,7 @@ def _batch(batch: EditedBatch, class_names: Sequence[str], budget: int) -> dict[
                 (words, class_name(row.get(key, ""), class_names))
                 for words, key in (("before", "class_before"), ("wanted", "target"), ("after", "class_after"))
             ],
-            "success": str(row.get("success", "")).lower() in ("true", "1", "yes"),
+            "success": _succeeded(row),
             "residual": number(row.get("residual_norm", "")),
             "uri": None,
         }
@@ -213,19 +206,18 @@ def _batch(batch: EditedBatch, class_names: Sequence[str], budget: int) -> dict[
         cards.append(card)
     return {
         "method": batch.method,
-        "layers": ", ".join(str(layer) for layer in batch.layers),
+        "layers": ", ".join(str(layer) for layer in batch.layers or ()),
         "total": len(batch.rows),
-        "right": sum(str(row.get("success", "")).lower() in ("true", "1", "yes") for row in batch.rows),
+        "right": sum(_succeeded(row) for row in batch.rows),
         "update_norm": number(batch.rows[0].get("update_norm", "")),
         "cards": cards,
         "left_out": len(batch.rows) - len(cards),
     }
 
 
-def class_name(value: object, class_names: Sequence[str]) -> str:
-    """The name of a class given by label, as a number or as text; anything else stays as it is."""
-    text = str(value)
-    return class_names[int(text)] if text.isdigit() and int(text) < len(class_names) else text
+def _succeeded(row: Row) -> bool:
+    """Whether an edit reached its target; a row of a CSV file has the word for it."""
+    return str(row.get("success", "")).lower() in ("true", "1")
 
 
 def _confusion(
@@ -238,7 +230,7 @@ def _confusion(
     crowded = len(names) > plots.MOST_CELLS_WITH_TEXT
     return {
         "part": part,
-        "figure": _figure(plots.confusion_matrices(before, after, names), alt, 90 if crowded else 76),
+        "figure": _figure(plots.confusion_matrices(before, after, names), alt, 90 if crowded else 60),
         "changes": [
             (method, true, given, int(before[true, given]), int(counts[true, given]))
             for method, counts in after.items()
@@ -253,16 +245,3 @@ def _most_changed(before: np.ndarray, after: np.ndarray) -> list[tuple[int, int]
     order = np.argsort(-size, axis=None, kind="stable")[:_MOST_CHANGED]
     places = (divmod(int(flat), size.shape[1]) for flat in order)
     return [place for place in places if size[place] > 0]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
-    """Nested settings as lines: {"edit": {"ridge": 0.1}} is the line edit.ridge, 0.1."""
-    lines: list[tuple[str, str]] = []
-    for key, value in values.items():
-        if isinstance(value, Mapping) and value:
-            lines += _flat(value, f"{prefix}{key}.")
-        elif isinstance(value, list | tuple):
-            lines.append((f"{prefix}{key}", ", ".join(str(item) for item in value) or "none"))
-        else:
-            lines.append((f"{prefix}{key}", "not set" if value is None else str(value)))
-    return lines

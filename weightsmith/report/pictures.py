@@ -35,7 +35,8 @@ def image_uri(pixels: np.ndarray) -> str:
 
 def is_small(pixels: np.ndarray) -> bool:
     """Whether the image should be enlarged crisply, pixel by pixel."""
-    return max(pixels.shape[1:]) < PIXELATED_BELOW
+    height, width = (int(side) for side in pixels.shape[1:])
+    return height < PIXELATED_BELOW and width < PIXELATED_BELOW
 
 
 def _as_image(pixels: np.ndarray) -> Image.Image:

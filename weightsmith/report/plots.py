@@ -19,14 +19,14 @@ import numpy as np
 from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
-from matplotlib.colors import LinearSegmentedColormap
+from matplotlib.colors import LinearSegmentedColormap, PowerNorm
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from weightsmith.effects import Effects
 from weightsmith.files import atomic_path
-from weightsmith.report.headline import Row, layer_labels, number
+from weightsmith.report.words import Row, layer_labels, number
 
 BLUE, ORANGE, VERMILION, GREY = "#0072B2", "#E69F00", "#D55E00", "#5A6472"
 MOST_CELLS_WITH_TEXT = 15
@@ -34,7 +34,7 @@ MOST_CELLS_WITH_TEXT = 15
 
 _DPI = 150
 _SHADES = LinearSegmentedColormap.from_list("weightsmith_blues", ["#FFFFFF", "#9CC9E8", "#2F7FBC", "#0A3E70"])
-_SETTINGS: dict[str, Any] = {
+_SETTINGS: Any = {
     "font.family": "DejaVu Sans",  # ships with matplotlib, so figures do not depend on the machine's fonts
     "font.size": 10,
     "axes.spines.top": False,
@@ -116,7 +116,7 @@ def layer_importance(effects: Effects) -> Figure:
         axes.bar(places, means, color=colours, width=0.72)
         axes.errorbar(places, means, yerr=spread, fmt="none", ecolor="black", elinewidth=1.2, capsize=3)
         axes.axhline(0, color=GREY, linewidth=0.8)
-        axes.set_xticks(places, labels, **({} if by_number else {"rotation": 45, "ha": "right"}))
+        axes.set_xticks(places, labels, rotation=0 if by_number else 45, ha="center" if by_number else "right")
         axes.set_xlabel("layer, counted from 0" if by_number else "place in the network")
         axes.set_ylabel(f"mean effect ({effects.metric.replace('_', ' ')})")
         axes.grid(axis="y")
@@ -144,36 +144,45 @@ def confusion_matrices(before: np.ndarray, after: Mapping[str, np.ndarray], clas
         after: method → counts of the edited model.
     """
     count = len(class_names)
+    crowded = count > MOST_CELLS_WITH_TEXT
     panels = [("before", before, None), *((f"after {name}", counts, before) for name, counts in after.items())]
-    columns = min(len(panels), 3 if count <= MOST_CELLS_WITH_TEXT else 2)
-    lines = -(-len(panels) // columns)
-    side = max(2.6, count * (0.46 if count <= MOST_CELLS_WITH_TEXT else 0.165))
-    names = [_short(name, 24 if count <= MOST_CELLS_WITH_TEXT else 16) for name in class_names]
-    label_room = 0.3 + 0.075 * max((len(name) for name in names), default=0)
+    columns = min(len(panels), 2 if crowded else 3)
+    lines = -(-len(panels) // columns)  # rounded up
+    side = max(2.6, count * (0.165 if crowded else 0.42))
+    names = [_short(name, 16 if crowded else 24) for name in class_names]
+    letters = max((len(name) for name in names), default=0)
+    label_room = 0.3 + letters * (0.05 if crowded else 0.066)  # inches; labels under a panel stand upright or slant
     with _style():
-        size = (columns * (side + 0.25) + label_room + 1.0, lines * (side + label_room * 0.8 + 0.6))
+        size = (
+            columns * (side + 0.25) + label_room + 1.0,
+            lines * (side + label_room * (1 if crowded else 0.72) + 0.8) + 0.45,
+        )
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(lines, columns, squeeze=False)
-        image = None
         for place, axes in enumerate(grid.flat):
             if place >= len(panels):
                 axes.set_axis_off()
                 continue
             title, counts, reference = panels[place]
-            image = _matrix(axes, counts, reference)
+            _matrix(axes, counts, reference)
             axes.set_title(f"{title}\n{_right(counts)}", fontsize=10)
             _name_classes(axes, names, with_true=place % columns == 0)
-        figure.colorbar(image, ax=grid, shrink=0.6, pad=0.01, format=PercentFormatter(1.0), label="share of true class")
+        scale = figure.colorbar(
+            grid[0, 0].images[0], ax=grid, shrink=0.6 / lines, aspect=25, pad=0.01, format=PercentFormatter(1.0)
+        )
+        scale.set_label("share of the true class", fontsize=9)
+        scale.set_ticks([0, 0.05, 0.2, 0.5, 1])
+        scale.ax.tick_params(labelsize=8)
         if after:
             mark = Line2D([], [], color=VERMILION, marker="s", markerfacecolor="none", markersize=9, linestyle="none")
-            figure.legend([mark], ["count differs from before"], loc="outside lower right", frameon=False, fontsize=9)
+            figure.legend([mark], ["count differs from before"], loc="outside lower center", frameon=False, fontsize=9)
     return figure
 
 
-def _matrix(axes: Axes, counts: np.ndarray, reference: np.ndarray | None) -> Any:
+def _matrix(axes: Axes, counts: np.ndarray, reference: np.ndarray | None) -> None:
     totals = counts.sum(1, keepdims=True)
     shares = counts / np.maximum(totals, 1)
-    image = axes.imshow(shares, cmap=_SHADES, vmin=0, vmax=1)
+    axes.imshow(shares, cmap=_SHADES, norm=PowerNorm(0.5, 0, 1))  # a linear scale would show no errors
     classes = len(counts)
     if classes <= MOST_CELLS_WITH_TEXT:
         size = 8.0 if counts.max(initial=0) < 10_000 else 6.5
@@ -182,7 +191,7 @@ def _matrix(axes: Axes, counts: np.ndarray, reference: np.ndarray | None) -> Any
             if counts[row, column] == 0 and change == 0:
                 continue  # noughts would hide the counts that matter
             text = f"{counts[row, column]}" + (f"\n{change:+d}" if change else "")
-            colour = "white" if shares[row, column] > 0.5 else "black"
+            colour = "white" if shares[row, column] > 0.3 else "black"
             axes.text(column, row, text, ha="center", va="center", fontsize=size, color=colour, linespacing=1.0)
     if reference is not None:
         changed = np.argwhere(counts != reference)
@@ -194,7 +203,6 @@ def _matrix(axes: Axes, counts: np.ndarray, reference: np.ndarray | None) -> Any
         )
     for spine in axes.spines.values():
         spine.set_visible(True)
-    return image
 
 
 def _name_classes(axes: Axes, names: Sequence[str], *, with_true: bool) -> None:
@@ -209,6 +217,7 @@ def _name_classes(axes: Axes, names: Sequence[str], *, with_true: bool) -> None:
     axes.set_xticks(range(len(names)), names, fontsize=size, **turned)
     axes.set_yticks(range(len(names)), names if with_true else [""] * len(names), fontsize=size)
     axes.tick_params(length=2)
+    axes.tick_params(axis="y", length=2 if with_true else 0)
     axes.set_xlabel("class given", fontsize=9)
     if with_true:
         axes.set_ylabel("true class", fontsize=9)
@@ -237,5 +246,7 @@ def as_data_uri(figure: Figure) -> str:
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     with _style():
-        figure.savefig(buffer, format="png", dpi=_DPI, metadata={"Software": None})
+        figure.savefig(
+            buffer, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.08, metadata={"Software": None}
+        )
     return buffer.getvalue()

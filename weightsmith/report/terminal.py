@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from rich import box
 from rich.console import Console, ConsoleOptions, RenderResult
@@ -14,10 +14,10 @@ from rich.text import Text
 
 from weightsmith.effects import Effects
 from weightsmith.measure import Interval
-from weightsmith.report.headline import Measure, Row, blocks, bounds, layer_labels, part_title, percent
+from weightsmith.report.headline import Measure, blocks
 from weightsmith.report.plots import effects_title
+from weightsmith.report.words import Row, bounds, layer_labels, part_title, percent
 
-_BAR_WIDTH = 28
 _EIGHTHS = " ▏▎▍▌▋▊▉"
 
 
@@ -28,13 +28,13 @@ class Bar:
     Attributes:
         value: its length; NaN draws nothing.
         low, high: ends of the axis; zero is always on it.
-        width: characters from end to end.
+        width: characters from end to end; fewer are used where the terminal is narrow.
     """
 
     value: float
     low: float
     high: float
-    width: int = _BAR_WIDTH
+    width: int = 28
 
     def text(self, ascii_only: bool = False) -> str:
         """The bar in exactly `width` characters; with "#" for a terminal that knows ASCII only."""
@@ -54,8 +54,8 @@ class Bar:
         return " " * left + drawn.ljust(right)
 
     def __rich_console__(self, console: Console, options: ConsoleOptions) -> RenderResult:
-        style = "cyan" if self.value >= 0 else "yellow"
-        yield Text(self.text(options.ascii_only), style=style, no_wrap=True, overflow="crop")
+        fitted = replace(self, width=min(self.width, options.max_width))
+        yield Text(fitted.text(options.ascii_only), style="cyan" if self.value >= 0 else "yellow", no_wrap=True)
 
     def __rich_measure__(self, console: Console, options: ConsoleOptions) -> Measurement:
         return Measurement(1, self.width)
@@ -71,7 +71,7 @@ def layer_bars(effects: Effects) -> Table:
     table.add_column("layer", justify="right", no_wrap=True)
     table.add_column("effect", justify="right", no_wrap=True)
     table.add_column("95% interval", justify="right", no_wrap=True)
-    table.add_column("", no_wrap=True)
+    table.add_column("")  # the one column that may shrink
     table.add_column("rank", justify="right", no_wrap=True)
     for label, row in zip(labels, rows, strict=True):
         table.add_row(

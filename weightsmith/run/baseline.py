@@ -8,16 +8,15 @@ from pathlib import Path
 from rich.console import Console
 
 from weightsmith import report
-from weightsmith.data.images import ImageSet
 from weightsmith.data.sources import open_data
-from weightsmith.data.split import info, manifest
+from weightsmith.data.split import Source, info, manifest
 from weightsmith.delta import weights_hash
 from weightsmith.errors import WeightsmithError
 from weightsmith.evaluate import Classification, classify
-from weightsmith.files import user_path, write_csv, write_json
+from weightsmith.files import read_csv, user_path, write_csv, write_json
 from weightsmith.models import save
 from weightsmith.run.folder import RunFolder, existing_runs, new_name
-from weightsmith.run.job import check_device, image_size_of, new_model, save_indices, train_options
+from weightsmith.run.job import check_device, image_size_of, model_name, new_model, save_indices, train_options
 from weightsmith.run.options import BaselineOptions
 from weightsmith.train import fit
 
@@ -72,8 +71,8 @@ def baseline(options: BaselineOptions) -> Path:
         scores = {part: classify(model, parts[part], title=part) for part in ("val", "test")}
         rows = [row for part, score in scores.items() for row in _rows(part, score)]
         write_csv(out / "baseline_metrics.csv", rows)
-        save(model, folder.path / "model", _card(source.name, parts, history.rows))
         folder.write_env(device=device, weights=weights_hash(model), seed=options.seed)
+        save(model, folder.path / "model", _card(options, source, out, folder.env()))
         folder.log_event("baseline", "done")
         for part, score in scores.items():
             if score.accuracy.value > SUSPICIOUS:
@@ -104,8 +103,14 @@ def _rows(part: str, score: Classification) -> list[dict[str, object]]:
     ]
 
 
-def _card(source: str, parts: dict[str, ImageSet], history: tuple[dict[str, float], ...]) -> str:
-    sizes = ", ".join(f"{name} {len(images):,}" for name, images in parts.items())
+def _card(options: BaselineOptions, source: Source, out: Path, env: dict[str, object]) -> str:
     return report.model_card(
-        title=f"{source} classifier", data=f"{source}: {sizes} images", training_rows=list(history)
+        title=f"{source.name} classifier",
+        base_model=model_name(options.model, options.data_path or ""),
+        data=source.name,
+        class_names=source.class_names,
+        channels=source.part("train").channels,
+        split_rows=read_csv(out / "data_split_info.csv"),
+        training_rows=read_csv(out / "baseline_training_history.csv"),
+        provenance=env,
     )

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.files import explained, user_path, write_json, write_text
-from weightsmith.run.options import BaselineOptions, RunOptions, to_yaml
+from weightsmith.run.options import STAGES, BaselineOptions, RunOptions, to_yaml
 
 _log = logging.getLogger(__name__)
 
@@ -132,6 +132,29 @@ class RunFolder:
             if event.get("stage") == stage:
                 key = event.get("key") if event.get("event") == "done" else None
         return key
+
+    def note(self, stage: str, text: str) -> None:
+        """Keep a sentence that a stage had to say, once, for the report."""
+        notes = self._notes()
+        if text not in notes.setdefault(stage, []):
+            notes[stage].append(text)
+            write_json(self.results / "notes.json", notes)
+
+    def notes(self) -> tuple[str, ...]:
+        """What the stages had to say, in their order."""
+        notes = self._notes()
+        return tuple(dict.fromkeys(note for stage in STAGES for note in notes.get(stage, [])))
+
+    def forget_notes(self, stage: str) -> None:
+        """Drop what a stage said, because it is redone."""
+        notes = self._notes()
+        if notes.pop(stage, None) is not None:
+            write_json(self.results / "notes.json", notes)
+
+    def _notes(self) -> dict[str, list[str]]:
+        path = self.results / "notes.json"
+        found: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
+        return found
 
     def remove(self, *paths: Path) -> None:
         """Remove results of a stage that is redone."""

@@ -17,7 +17,7 @@ from weightsmith.data.images import ImageSet
 from weightsmith.data.sources import open_data, open_part
 from weightsmith.data.split import Source, Split, stratified
 from weightsmith.errors import HeldOutError, WeightsmithError
-from weightsmith.files import atomic_path, cause_of, user_path, write_json
+from weightsmith.files import atomic_path, cause_of, user_path
 from weightsmith.measure import misclassified
 from weightsmith.models import Model, create, load, presets
 from weightsmith.models.store import PRETRAINED
@@ -96,12 +96,7 @@ class Job:
     def note(self, text: str) -> None:
         """Say something once to the log and keep it for the report."""
         _log.info(text)
-        path = self.folder.results / "notes.json"
-        notes = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        notes.setdefault(self.stage, [])
-        if text not in notes[self.stage]:
-            notes[self.stage].append(text)
-        write_json(path, notes)
+        self.folder.note(self.stage, text)
 
     def errors(self, wanted: str, limit: int, fewest: int) -> tuple[list[Request], str]:
         """(misclassified images, the part they come from): of the part asked for, or of validation where it has too few."""

@@ -15,8 +15,6 @@ from weightsmith.run.folder import RunFolder
 from weightsmith.run.options import RunOptions
 from weightsmith.run.tables import confusion_tables, delta_name
 
-STAGE_ORDER = ("data", "train", "locate", "edit", "eval")
-
 
 def write_report(folder: RunFolder, options: RunOptions) -> Path:
     """Write `report.html` from whatever the stages have left so far, and return its path."""
@@ -33,7 +31,7 @@ def write_report(folder: RunFolder, options: RunOptions) -> Path:
         confusions[part] = (tables.pop("before"), tables)
     inputs = report.ReportInputs(
         title=f"{folder.path.name}: a classifier corrected",
-        notes=read_notes(folder),
+        notes=folder.notes(),
         config=dict(options.__dict__),
         env=folder.env(),
         split_rows=split,
@@ -48,12 +46,6 @@ def write_report(folder: RunFolder, options: RunOptions) -> Path:
     page = results / "report.html"
     write_text(page, report.build(inputs))
     return page
-
-
-def read_notes(folder: RunFolder) -> tuple[str, ...]:
-    """What the stages had to say, in their order."""
-    notes = _json(folder.results / "notes.json")
-    return tuple(note for stage in STAGE_ORDER for note in notes.get(stage, []))
 
 
 def _edits(folder: RunFolder, options: RunOptions) -> list[report.EditedBatch]:

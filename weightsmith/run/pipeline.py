@@ -22,7 +22,7 @@ from weightsmith.run.job import Job, check_device
 from weightsmith.run.options import STAGES, RunOptions
 from weightsmith.run.page import write_report
 from weightsmith.run.stages import STAGE_FUNCTIONS
-from weightsmith.run.tables import delta_name, edit_log_name
+from weightsmith.run.tables import edit_log_name
 
 _log = logging.getLogger(__name__)
 
@@ -126,22 +126,30 @@ def fingerprint(options: RunOptions, stage: str) -> str:
 
 
 def _forget(job: Job, stage: str) -> None:
-    """Remove what a stage that is redone left, so that nothing old is taken for new."""
-    results, path = job.folder.results, job.folder.path
-    methods = job.options.edit_method
+    """Remove what a stage that is redone left, and what stages after it made of that, so that nothing old counts as new."""
+    folder = job.folder
+    results, path = folder.results, folder.path
     left: dict[str, Sequence[Path]] = {
-        "data": [results / "data_split.json", results / "data_split_info.csv", results / "data_split_indices.npz"],
-        "train": [job.folder.checkpoints / "checkpoint.pt", path / "model", results / "training_metrics.csv"],
+        "data": [results / name for name in ("data_split.json", "data_split_info.csv", "data_split_indices.npz")],
+        "train": [folder.checkpoints / "checkpoint.pt", path / "model", results / "training_metrics.csv"],
         "locate": [results / name for name in ("effects.safetensors", "layer_importance.csv", "layer_statistics.csv")],
         "edit": [
             results / "requests.safetensors",
             path / "edited",
+            path / "delta.safetensors",
+            *(path / f"delta_{method}.safetensors" for method in editors()),
             *(results / edit_log_name(method) for method in editors()),
-            *(path / delta_name(methods, method) for method in editors()),
         ],
-        "eval": [results / n for n in ("evaluation_report.csv", "confusion_matrix.csv", "predictions.csv")],
+        "eval": [
+            results / name
+            for name in ("evaluation_report.csv", "confusion_matrix.csv", "confusion_matrix.png", "predictions.csv")
+        ],
     }
-    job.folder.remove(*left[stage])
+    for later in STAGES[STAGES.index(stage) :]:
+        if later != stage and folder.done(later) is not None:
+            folder.log_event(later, "outdated", by=stage)
+        folder.remove(*left[later])
+        folder.forget_notes(later)
 
 
 def _check(options: RunOptions) -> None:

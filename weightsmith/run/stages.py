@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -22,7 +22,7 @@ from weightsmith.files import read_csv, user_path, write_csv, write_json, write_
 from weightsmith.measure import Predictions, misclassified
 from weightsmith.models import load, save
 from weightsmith.request import Request, load_requests, save_requests
-from weightsmith.run.job import Job, check_split, new_model, save_indices, train_options
+from weightsmith.run.job import Job, check_split, model_name, new_model, save_indices, train_options
 from weightsmith.run.options import RunOptions
 from weightsmith.run.tables import (
     EDIT_COLUMNS,
@@ -88,11 +88,7 @@ def run_train(job: Job) -> None:
         report.save(report.training_curve(history.rows), job.folder.figures / "training_curve.png")
         if history.skipped:
             _log.info("training was skipped: a checkpoint of this data, model and hyper-parameters is finished")
-    save(
-        model,
-        job.folder.path / "model",
-        report.model_card(title=f"{job.source.name} classifier", data=_data_words(job)),
-    )
+    save(model, job.folder.path / "model", _card(job))
     job.folder.write_env(device=job.device, weights=weights_hash(model))
 
 
@@ -158,7 +154,7 @@ def run_edit(job: Job) -> None:
         delta.save(job.folder.path / delta_name(options.edit_method, method))
     first = deltas[options.edit_method[0]]
     with first.on(job.trained):
-        save(job.trained, job.folder.path / "edited", _card(job, first, []))
+        save(job.trained, job.folder.path / "edited", _card(job, first))
 
 
 def run_eval(job: Job) -> None:
@@ -283,25 +279,23 @@ def _need_errors(requests: list[Request], part: str) -> None:
         )
 
 
-def _data_words(job: Job) -> str:
-    parts = ", ".join(f"{name} {len(images):,}" for name, images in job.split.parts().items())
-    return f"{job.source.name}: {parts} images of {job.source.n_classes} classes"
-
-
-def _card(job: Job, delta: Delta, rows: list[dict[str, object]]) -> str:
-    """The model card of the edited model."""
+def _card(job: Job, delta: Delta | None = None, rows: Sequence[Mapping[str, object]] = ()) -> str:
+    """The model card of the trained model, or with a delta of the edited one."""
     folder = job.folder
     training = folder.results / "training_metrics.csv"
+    edits = []
+    if delta is not None:
+        edits = [{k: delta.info[k] for k in ("method", "layers")} | {"corrections": len(delta.info["requests"])}]
     return report.model_card(
-        title=f"{job.source.name} classifier, corrected",
-        data=_data_words(job),
+        title=f"{job.source.name} classifier" + (", corrected" if delta is not None else ""),
+        base_model=job.options.checkpoint or model_name(job.options.model, job.options.data_path),
+        data=job.source.name,
+        class_names=job.source.class_names,
+        channels=job.source.part("train").channels,
+        split_rows=read_csv(folder.results / "data_split_info.csv"),
         training_rows=read_csv(training) if training.exists() else [],
-        edits={
-            "method": delta.info["method"],
-            "layers": delta.info["layers"],
-            "corrections": len(delta.info["requests"]),
-            "reached": sum(bool(row["success"]) for row in delta.info["requests"]),
-        },
+        edits=edits,
         evaluation_rows=rows,
-        provenance=folder.env() | {"weights_before": delta.base, "run": folder.path.name},
+        provenance=folder.env() | ({"weights before the edit": delta.base} if delta is not None else {}),
+        notes=folder.notes(),
     )

@@ -1,0 +1,51 @@
+"""Correct a small ViT on histology under two protocols, three seeds, with every editor on the same corrections.
+
+S, a new site: 30 errors come from one random half of the test patients' images, the other half is held out.
+P, other patients: 30 errors come from the validation patients, all test images are held out.
+
+    python benchmarks/correct/histology.py --data histology_27.npz
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+from pathlib import Path
+
+from common import edit_rows, keep, show, trained
+
+import weightsmith as ws
+from weightsmith.data.split import stratified
+
+DEFAULT = Path(os.environ.get("WEIGHTSMITH_TEST_DATA", "../shared/data")) / "medmnist" / "histology_27.npz"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, default=DEFAULT)
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--edits", type=int, default=30)
+    parser.add_argument("--work", type=Path, default=Path("runs/benchmark-histology"))
+    parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
+    given = parser.parse_args()
+    source = ws.data.medmnist(given.data)
+    split = source.split(held_out="test")
+    rows: list[dict[str, object]] = []
+    for seed in given.seeds:
+        model, seconds = trained("small", split, seed, given.work)
+        rest, stream = stratified(source.part("test"), 0.5, seed, "--stream-ratio")
+        protocols = {"S": (stream, rest.seal()), "P": (split.val, split.held_out)}
+        for protocol, (corrections, held_out) in protocols.items():
+            errors = ws.misclassified(model, corrections, limit=given.edits, seed=seed)
+            columns = {"protocol": protocol, "seed": seed, "training_seconds": round(seconds, 1)}
+            rows += edit_rows(model, errors, split.train, held_out, "dihedral", given.work, **columns)
+        errors = ws.misclassified(model, split.train, limit=50, seed=seed)
+        effects = ws.locate.causal_trace(model, errors, ws.views.embedding_noise(3.0))
+        done, naive = effects.info["block_forwards"], effects.info["naive_block_forwards"]
+        print(f"seed {seed}: trained in {seconds:.0f} s; tracing {len(errors)} images took {done:,} block forwards,")
+        print(f"  naively {naive:,} ({naive / done:.2f} times as many); layers {effects.top_layers(3)}")
+    keep(rows, given.out, "histology")
+    show(rows, f"histology, {given.edits} edits, mean (seeds {', '.join(map(str, given.seeds))}), %")
+
+
+main()

@@ -1,0 +1,414 @@
+"""The thin solve against the d×d formulas of the papers, and against what their published code computes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from weightsmith.edit.solver import InverseMoment, NullSpace, Solution, solve
+from weightsmith.errors import WeightsmithError
+
+PARITY_TAGS = ("E1", "E8", "E64", "E8_dup")
+
+
+class Identity:
+    """M = I."""
+
+    def times(self, keys: Tensor) -> Tensor:
+        return keys
+
+
+def draw(seed: int, *shape: int) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def moment(seed: int, d: int, n: int = 200) -> Tensor:
+    """A second moment with eigenvalues over three powers of ten."""
+    turn, _ = torch.linalg.qr(draw(seed + 1, d, d))
+    keys = draw(seed, n, d) * torch.logspace(0, -1.5, d, dtype=torch.float64) @ turn
+    return keys.mT @ keys / n
+
+
+def projector(c: Tensor, free: int) -> Tensor:
+    """P of the published code: eigenvectors of the smallest eigenvalues, from an SVD."""
+    u, _, _ = torch.linalg.svd(c)
+    return u[:, len(c) - free :] @ u[:, len(c) - free :].mT
+
+
+def dense(solution: Solution) -> Tensor:
+    return solution.left @ solution.right
+
+
+def relative(found: Tensor, wanted: Tensor) -> float:
+    return float((found - wanted).norm() / wanted.norm())
+
+
+problems = st.builds(
+    lambda seed, d, o, edits: (draw(seed, d, edits), draw(seed + 1, o, edits), moment(seed + 2, d)),
+    st.integers(0, 10_000),
+    st.integers(2, 12),
+    st.integers(1, 6),
+    st.integers(1, 15),  # also more edits than dimensions
+)
+
+
+# --- the papers' formulas ------------------------------------------------------------------------------------------
+
+
+@given(problems, st.sampled_from([0.1, 1.0, 30.0]))
+@settings(max_examples=50)
+def test_memit(problem: tuple[Tensor, Tensor, Tensor], weight: float) -> None:
+    """ΔW = R Kᵀ (λC + K Kᵀ)⁻¹ (Meng et al. 2023, eq. 14)."""
+    k, r, c = problem
+    wanted = torch.linalg.solve(weight * c + k @ k.mT, k @ r.mT).mT
+    assert relative(dense(solve(k, r, InverseMoment.of(c, weight), absolute_ridge=1.0)), wanted) < 1e-8
+
+
+@given(problems, st.sampled_from([0.01, 1.0, 10.0]), st.data())
+@settings(max_examples=50)
+def test_alphaedit(problem: tuple[Tensor, Tensor, Tensor], l2: float, data: st.DataObject) -> None:
+    """ΔW = solve(P K Kᵀ + L2·I, P K Rᵀ)ᵀ (the published code's form of Fang et al. 2025, eq. 14)."""
+    k, r, c = problem
+    free = data.draw(st.integers(1, len(c)))
+    p = projector(c, free)
+    wanted = torch.linalg.solve(p @ k @ k.mT + l2 * torch.eye(len(c), dtype=c.dtype), p @ k @ r.mT).mT
+    space = NullSpace.of(c, fraction=free / len(c))
+    assert space.dimension == free
+    assert relative(dense(solve(k, r, space, absolute_ridge=l2)), wanted) < 1e-8
+
+
+@given(problems)
+@settings(max_examples=50)
+def test_alphaedit_with_replayed_keys(problem: tuple[Tensor, Tensor, Tensor]) -> None:
+    """Old keys with a residual of zero are the cache K_p K_pᵀ of the published code."""
+    k, r, c = problem
+    d = len(c)
+    old = draw(99, d, 5)
+    p = projector(c, (d + 1) // 2)
+    wanted = torch.linalg.solve(p @ (k @ k.mT + old @ old.mT) + 2 * torch.eye(d, dtype=c.dtype), p @ k @ r.mT).mT
+    space = NullSpace.of(c, fraction=((d + 1) // 2) / d)
+    joined = solve(torch.cat([k, old], 1), torch.cat([r, r.new_zeros(len(r), 5)], 1), space, absolute_ridge=2.0)
+    assert relative(dense(joined), wanted) < 1e-8
+
+
+@given(st.integers(0, 1000), st.integers(1, 6))
+@settings(max_examples=30)
+def test_without_ridge_every_edit_is_met(seed: int, edits: int) -> None:
+    """ρ = 0 is the equality-constrained form: of all ΔW with ΔW K = R the one of least tr(ΔW C ΔWᵀ)."""
+    k, r, c = draw(seed, 9, edits), draw(seed + 1, 4, edits), moment(seed + 2, 9)
+    change = dense(solve(k, r, InverseMoment.of(c, 1.0), ridge=0.0))
+    assert relative(change @ k, r) < 1e-7
+    cost = float((change @ c * change).sum())
+    null = torch.eye(9, dtype=c.dtype) - k @ torch.linalg.pinv(k)  # directions in which ΔW K stays what it is
+    for number in range(5):
+        other = change + 0.1 * float(change.norm()) * draw(seed + 3 + number, 4, 9) @ null
+        assert relative(other @ k, r) < 1e-7
+        assert float((other @ c * other).sum()) > cost * (1 - 1e-9)
+
+
+def test_one_edit_without_ridge_is_rome() -> None:
+    """ΔW = (v* − W k) (C⁻¹k)ᵀ / (kᵀ C⁻¹ k) (Meng et al. 2022, eq. 2)."""
+    k, r, c = draw(0, 8, 1), draw(1, 3, 1), moment(2, 8)
+    u = torch.linalg.solve(c, k)
+    wanted = r @ u.mT / (k.mT @ u)
+    assert relative(dense(solve(k, r, InverseMoment.of(c, 5.0), ridge=0.0)), wanted) < 1e-9
+
+
+@given(problems)
+@settings(max_examples=30)
+def test_an_edit_of_weight_four_counts_like_four(problem: tuple[Tensor, Tensor, Tensor]) -> None:
+    k, r, c = problem
+    metric, weights = InverseMoment.of(c, 1.0), torch.ones(k.shape[1])
+    weights[0] = 4
+    weighted = dense(solve(k, r, metric, absolute_ridge=0.7, weights=weights))
+    repeated = dense(
+        solve(torch.cat([k, *[k[:, :1]] * 3], 1), torch.cat([r, *[r[:, :1]] * 3], 1), metric, absolute_ridge=0.7)
+    )
+    assert relative(weighted, repeated) < 1e-8
+    plain = dense(solve(k, r, metric, absolute_ridge=0.7))
+    assert relative(dense(solve(k, r, metric, absolute_ridge=0.7, weights=torch.ones(k.shape[1]))), plain) < 1e-12
+    assert (weighted @ k - r)[:, 0].norm() < (plain @ k - r)[:, 0].norm()
+
+
+@given(problems)
+@settings(max_examples=30)
+def test_the_weights_are_those_of_a_weighted_least_squares(problem: tuple[Tensor, Tensor, Tensor]) -> None:
+    """ΔW = R Ω Kᵀ (ρ M⁻¹ + K Ω Kᵀ)⁻¹."""
+    k, r, c = problem
+    omega = draw(7, k.shape[1]).exp()
+    wanted = torch.linalg.solve(0.3 * c + (k * omega) @ k.mT, (k * omega) @ r.mT).mT
+    assert relative(dense(solve(k, r, InverseMoment.of(c, 1.0), absolute_ridge=0.3, weights=omega)), wanted) < 1e-8
+
+
+def test_keys_of_residual_zero_are_protected() -> None:
+    k, r, c = draw(0, 10, 3), draw(1, 4, 3), moment(2, 10)
+    kept = draw(3, 10, 4)
+    metric = InverseMoment.of(c, 1.0)
+    keys, residuals = torch.cat([k, kept], 1), torch.cat([r, torch.zeros(4, 4)], 1)
+    alone, together = dense(solve(k, r, metric, ridge=0.0)), dense(solve(keys, residuals, metric, ridge=0.0))
+    assert (alone @ kept).norm() > 0.1 * r.norm()
+    assert (together @ kept).norm() < 1e-9 * r.norm()
+    assert relative(together @ k, r) < 1e-9
+    leaks = [float((dense(solve(keys, residuals, metric, ridge=ridge)) @ kept).norm()) for ridge in (1e-2, 1e-4, 1e-6)]
+    assert leaks == sorted(leaks, reverse=True)
+    assert leaks[0] < 0.5 * float((alone @ kept).norm())
+    assert leaks[2] < 1e-3 * float((alone @ kept).norm())
+
+
+@given(problems, st.sampled_from([1e-3, 10.0, 1e4]))
+@settings(max_examples=30)
+def test_a_relative_ridge_has_no_scale(problem: tuple[Tensor, Tensor, Tensor], scale: float) -> None:
+    """Keys (and their moment) ten times as long make ΔW a tenth, so that the values change alike."""
+    k, r, c = problem
+    for metric, scaled_metric in (
+        (InverseMoment.of(c, 1.0), InverseMoment.of(scale**2 * c, 1.0)),
+        (NullSpace.of(c, fraction=0.5), NullSpace.of(scale**2 * c, fraction=0.5)),
+        (Identity(), Identity()),
+    ):
+        plain = dense(solve(k, r, metric, ridge=0.1))
+        assert relative(scale * dense(solve(scale * k, r, scaled_metric, ridge=0.1)), plain) < 1e-6
+        assert relative(dense(solve(k, scale * r, metric, ridge=0.1)) / scale, plain) < 1e-9
+    weighted = dense(solve(k, r, InverseMoment.of(c, 123.0), ridge=0.1))
+    assert relative(weighted, dense(solve(k, r, InverseMoment.of(c, 1.0), ridge=0.1))) < 1e-9
+
+
+def test_the_absolute_ridge_is_reported() -> None:
+    k, r = draw(0, 6, 3), draw(1, 2, 3)
+    relative_one = solve(k, r, Identity(), ridge=0.2)
+    assert relative_one.ridge == pytest.approx(0.2 * float((k**2).sum(0).mean()))
+    assert torch.allclose(dense(relative_one), dense(solve(k, r, Identity(), absolute_ridge=relative_one.ridge)))
+    assert solve(k, r, Identity(), absolute_ridge=0.0).ridge == 0.0
+
+
+def test_more_ridge_makes_a_smaller_change() -> None:
+    k, r, metric = draw(0, 6, 3), draw(1, 2, 3), InverseMoment.of(moment(2, 6), 1.0)
+    norms = [solve(k, r, metric, ridge=ridge).norm() for ridge in (0.0, 0.1, 1.0, 10.0)]
+    assert norms == sorted(norms, reverse=True)
+    assert norms[0] > 2 * norms[-1]
+
+
+# --- what a solution knows of itself -------------------------------------------------------------------------------
+
+
+@given(problems)
+@settings(max_examples=30)
+def test_norm_and_change_on_are_those_of_the_dense_matrix(problem: tuple[Tensor, Tensor, Tensor]) -> None:
+    k, r, c = problem
+    solution = solve(k, r, InverseMoment.of(c, 1.0), ridge=0.1)
+    change = dense(solution)
+    assert solution.left.shape == (len(r), k.shape[1])
+    assert solution.right.shape == (k.shape[1], len(k))
+    assert solution.left.dtype == solution.right.dtype == torch.float64
+    assert solution.norm() == pytest.approx(float(change.norm()), rel=1e-6)
+    preserved = draw(5, len(k), 30)
+    per_key = (change @ preserved).norm(dim=0)
+    assert solution.change_on(preserved @ preserved.mT / 30) == pytest.approx(
+        float(per_key.square().mean().sqrt()), rel=1e-6
+    )
+
+
+def test_the_condition_number_is_that_of_the_system() -> None:
+    k, r = draw(0, 6, 3), draw(1, 2, 3)
+    solution = solve(k, r, Identity(), absolute_ridge=0.5)
+    system = k.mT @ k + 0.5 * torch.eye(3, dtype=k.dtype)
+    assert solution.condition == pytest.approx(float(np.linalg.cond(system.numpy())), rel=1e-9)
+
+
+# --- trouble -------------------------------------------------------------------------------------------------------
+
+
+def test_equal_keys_without_ridge_share_their_edit(caplog: pytest.LogCaptureFixture) -> None:
+    k, r = draw(0, 8, 3), draw(1, 4, 3)
+    doubled, residuals = torch.cat([k, k[:, :1]], 1), torch.cat([r, r[:, :1]], 1)
+    with caplog.at_level(logging.WARNING):
+        solution = solve(doubled, residuals, Identity(), ridge=0.0)
+    assert "duplicate or dependent keys" in caplog.text
+    assert solution.ridge > 0
+    assert relative(dense(solution) @ k, r) < 1e-5
+    residuals[:, 3] = -r[:, 0]  # two wishes that exclude one another: the mean of both
+    torch.testing.assert_close(
+        (dense(solve(doubled, residuals, Identity(), ridge=0.0)) @ k)[:, 0], torch.zeros(4).double(), rtol=0, atol=1e-4
+    )
+    caplog.clear()
+    solve(doubled, residuals, Identity(), ridge=0.1)
+    assert caplog.text == ""
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_refused(bad: float) -> None:
+    k, r = draw(0, 4, 2), draw(1, 3, 2)
+    with pytest.raises(WeightsmithError, match="NaN or infinity"):
+        solve(torch.full_like(k, bad), r, Identity(), ridge=0.1)
+    with pytest.raises(WeightsmithError, match="NaN or infinity"):
+        solve(k, torch.full_like(r, bad), Identity(), ridge=0.1)
+
+
+@pytest.mark.parametrize(("keys", "residuals"), [((4, 2), (3, 3)), ((4,), (3,)), ((4, 0), (3, 0)), ((4, 2), (2,))])
+def test_shapes_that_do_not_fit_are_refused(keys: tuple[int, ...], residuals: tuple[int, ...]) -> None:
+    with pytest.raises(WeightsmithError, match="do not fit"):
+        solve(torch.ones(keys), torch.ones(residuals), Identity(), ridge=0.1)
+
+
+@pytest.mark.xfail(reason="the weights' shape is not checked: torch tells of it", raises=RuntimeError)
+def test_weights_of_another_number_are_refused() -> None:
+    with pytest.raises(WeightsmithError):
+        solve(draw(0, 4, 2), draw(1, 3, 2), Identity(), ridge=0.1, weights=torch.ones(3))
+
+
+@pytest.mark.parametrize("weight", [0.0, -1.0])
+@pytest.mark.xfail(reason="a weight of zero gives NaN, a negative one an answer")
+def test_weights_that_are_not_positive_are_refused(weight: float) -> None:
+    with pytest.raises(WeightsmithError):
+        solve(draw(0, 4, 2), draw(1, 3, 2), Identity(), ridge=0.1, weights=torch.tensor([1.0, weight]))
+
+
+@pytest.mark.xfail(reason="a negative ridge is taken as it is")
+def test_a_negative_ridge_is_refused() -> None:
+    with pytest.raises(WeightsmithError):
+        solve(draw(0, 4, 2), draw(1, 3, 2), Identity(), ridge=-0.1)
+
+
+@pytest.mark.parametrize("ridges", [{}, {"ridge": 0.1, "absolute_ridge": 1.0}])
+def test_exactly_one_ridge(ridges: dict[str, float]) -> None:
+    with pytest.raises(WeightsmithError, match="exactly one of ridge"):
+        solve(draw(0, 4, 2), draw(1, 3, 2), Identity(), **ridges)
+
+
+def test_keys_that_vanish_under_the_metric_are_refused() -> None:
+    with pytest.raises(WeightsmithError, match="vanish under the metric"):
+        solve(torch.zeros(4, 2), draw(1, 3, 2), Identity(), ridge=0.1)
+
+
+# --- metrics -------------------------------------------------------------------------------------------------------
+
+
+@given(st.integers(0, 1000), st.integers(2, 10), st.floats(0.1, 50))
+@settings(max_examples=30)
+def test_the_inverse_moment_is_the_inverse(seed: int, d: int, weight: float) -> None:
+    c, k = moment(seed, d), draw(seed + 9, d, 3)
+    assert relative(weight * c @ InverseMoment.of(c, weight).times(k), k) < 1e-7
+
+
+@pytest.mark.parametrize("rank", [1, 5, 11])
+def test_a_moment_of_fewer_keys_than_dimensions_is_regularised(rank: int) -> None:
+    """Whether the plain Cholesky happens to go through (noise pivots) or not, the answer is that of the jitter."""
+    for seed in range(10):
+        few = draw(seed, 12, rank)
+        c, k = few @ few.mT / rank, draw(seed + 50, 12, 2)
+        jittered = c + 1e-6 * c.diagonal().mean() * torch.eye(12, dtype=c.dtype)
+        assert relative(InverseMoment.of(c, 1.0).times(k), torch.linalg.solve(jittered, k)) < 1e-6
+
+
+def test_no_keys_at_all_still_give_a_finite_metric() -> None:
+    assert torch.isfinite(InverseMoment.of(torch.zeros(3, 3), 1.0).factor).all()
+
+
+@given(st.integers(0, 1000), st.integers(2, 12), st.data())
+@settings(max_examples=40)
+def test_the_null_space_is_a_projector_away_from_what_is_preserved(seed: int, d: int, data: st.DataObject) -> None:
+    c, k = moment(seed, d), draw(seed + 9, d, 4)
+    free = data.draw(st.integers(1, d))
+    space = NullSpace.of(c, fraction=free / d)
+    assert space.dimension == free
+    assert relative(space.times(k), projector(c, free) @ k) < 1e-7
+    assert relative(space.times(space.times(k)), space.times(k)) < 1e-10
+    assert float((k * space.times(k)).sum(0).min()) >= 0
+    p = projector(c, free)
+    assert space.leaked == pytest.approx(float((p @ c @ p).trace() / c.trace()), abs=1e-9)
+
+
+def test_the_null_space_by_energy_leaks_no_more_than_asked() -> None:
+    c = moment(3, 20)
+    values = torch.linalg.eigvalsh(c)
+    for energy in (1e-6, 1e-4, 1e-2, 0.5):
+        largest = max((n for n in range(21) if values[:n].sum() <= energy * values.sum()), default=0)
+        if largest == 0:
+            with pytest.raises(WeightsmithError, match="0 of 20 dimensions"):
+                NullSpace.of(c, energy=energy)
+        else:
+            space = NullSpace.of(c, energy=energy)
+            assert space.dimension == largest
+            assert space.leaked <= energy
+    assert NullSpace.of(c, energy=0.5).dimension > NullSpace.of(c, energy=1e-2).dimension
+
+
+def test_the_null_space_by_threshold_counts_small_eigenvalues() -> None:
+    c = torch.diag(torch.tensor([3.0, 0.01, 1.0, 0.02, 0.03], dtype=torch.float64))
+    space = NullSpace.of(c, threshold=0.02)
+    assert space.dimension == 1  # below, not at, the threshold
+    assert torch.equal(space.times(torch.ones(5, 1).double()).round(decimals=12), torch.eye(5)[:, 1:2].double())
+    assert NullSpace.of(c, threshold=0.025).dimension == 2
+
+
+def test_a_floor_weighs_each_direction_by_its_energy() -> None:
+    c, k = moment(4, 8), draw(5, 8, 3)
+    values, vectors = torch.linalg.eigh(c)
+    for floor in (1e-3, 1.0):
+        gains = 1 / (1 + values[:4] / (floor * values.mean()))
+        wanted = (vectors[:, :4] * gains) @ vectors[:, :4].mT @ k
+        assert relative(NullSpace.of(c, fraction=0.5, floor=floor).times(k), wanted) < 1e-9
+    assert relative(NullSpace.of(c, fraction=0.5, floor=1e12).times(k), NullSpace.of(c, fraction=0.5).times(k)) < 1e-9
+    for floor in (0.0, -1.0):
+        with pytest.raises(WeightsmithError, match="must be positive"):
+            NullSpace.of(c, fraction=0.5, floor=floor)
+
+
+@pytest.mark.parametrize("rules", [{}, {"fraction": 0.5, "energy": 0.1}, {"energy": 0.1, "threshold": 1.0}])
+def test_exactly_one_rule_makes_a_null_space(rules: dict[str, float]) -> None:
+    with pytest.raises(WeightsmithError, match="exactly one of null_fraction, null_energy and null_threshold"):
+        NullSpace.of(moment(0, 4), **rules)
+
+
+@pytest.mark.parametrize(
+    "rule", [{"fraction": 0.0}, {"fraction": 0.1}, {"fraction": 1.5}, {"energy": 0.0}, {"threshold": 0.0}]
+)
+def test_a_null_space_without_a_dimension_is_refused(rule: dict[str, float]) -> None:
+    with pytest.raises(WeightsmithError, match="of 4 dimensions"):
+        NullSpace.of(moment(0, 4), **rule)
+
+
+# --- the published implementations ---------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def parity(shared_data: Path) -> Callable[[str], dict[str, Tensor]]:
+    def read(name: str) -> dict[str, Tensor]:
+        path = shared_data / "parity" / f"{name}.npz"
+        if not path.is_file():
+            pytest.skip(f"{path} is not there")
+        with np.load(path) as arrays:
+            return {key: torch.from_numpy(arrays[key]) for key in arrays.files}
+
+    return read
+
+
+@pytest.mark.parametrize("tag", PARITY_TAGS)
+@pytest.mark.parametrize("weight", [1, 15000])
+def test_memit_parity(parity: Callable[[str], dict[str, Tensor]], tag: str, weight: int) -> None:
+    case = parity("memit_core")
+    k, r, c = (case[f"{tag}_{name}"] for name in ("K", "R", "C"))
+    wanted = case[f"{tag}_deltaW_lam{weight}"].mT
+    assert relative(dense(solve(k, r, InverseMoment.of(c, weight), absolute_ridge=1.0)), wanted) < 1e-6
+
+
+@pytest.mark.parametrize("tag", PARITY_TAGS)
+@pytest.mark.parametrize("l2", [1, 10])
+@pytest.mark.parametrize("cache", ["nocache", "withcache"])
+def test_alphaedit_parity(parity: Callable[[str], dict[str, Tensor]], tag: str, l2: int, cache: str) -> None:
+    case = parity("alphaedit_core")
+    k, r, c, old = (case[f"{tag}_{name}"] for name in ("K", "R", "C", "Kp"))
+    if cache == "withcache":
+        k, r = torch.cat([k, old], 1), torch.cat([r, torch.zeros(len(r), old.shape[1])], 1)
+    space = NullSpace.of(c, threshold=2e-2)
+    assert space.dimension == int(case[f"{tag}_null_rank"])
+    assert relative(space.times(torch.eye(len(c), dtype=torch.float64)), case[f"{tag}_P"]) < 1e-3
+    wanted = case[f"{tag}_deltaW_L2_{l2}_{cache}"].mT
+    assert relative(dense(solve(k, r, space, absolute_ridge=l2)), wanted) < 1e-3

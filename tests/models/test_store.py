@@ -1,0 +1,446 @@
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from weightsmith.delta import weights_hash
+from weightsmith.errors import UnknownArchitectureError, WeightsmithError
+from weightsmith.models import Family, Model, create, families, load, presets, record, save
+from weightsmith.site import Site
+
+CLASSES = ("a", "b", "c")
+
+
+@pytest.fixture
+def folder(tiny_model: Callable[..., Model], tmp_path: Path) -> Path:
+    """A saved tiny ViT of 4 classes."""
+    save(tiny_model("vit"), tmp_path / "model")
+    return tmp_path / "model"
+
+
+def edit_config(folder: Path, **entries: Any) -> None:
+    path = folder / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | entries))
+
+
+# --- there and back ------------------------------------------------------------------------------------------------
+
+
+def test_save_and_load_are_inverse(model: Model, random_pixels: Callable[..., Tensor], tmp_path: Path) -> None:
+    save(model, tmp_path / "model", card="# Mine\n")
+    back = load(tmp_path / "model")
+    assert weights_hash(back) == weights_hash(model)
+    assert (back.class_names, back.preprocess) == (model.class_names, model.preprocess)
+    assert (back.family, back.n_layers) == (model.family, model.n_layers)
+    assert not back.module.training
+    inputs = model.preprocess(random_pixels(3, side=11))
+    with torch.no_grad():
+        assert torch.equal(back.logits(inputs), model.logits(inputs))
+    assert (tmp_path / "model" / "README.md").read_text() == "# Mine\n"
+    assert [entry.name for entry in tmp_path.iterdir()] == ["model"]
+
+
+def test_plain_transformers_loads_what_was_saved(
+    model: Model, random_pixels: Callable[..., Tensor], tmp_path: Path
+) -> None:
+    from transformers import AutoModelForImageClassification
+
+    save(model, tmp_path / "model")
+    plain = AutoModelForImageClassification.from_pretrained(tmp_path / "model").eval()
+    inputs = model.preprocess(random_pixels(3))
+    with torch.no_grad():
+        assert torch.equal(plain(pixel_values=inputs).logits, model.logits(inputs))
+
+
+def test_a_model_of_plain_transformers_is_loaded(tmp_path: Path, random_pixels: Callable[..., Tensor]) -> None:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        image_size=8, patch_size=4, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=8,
+        id2label={0: "cat", 1: "dog"}, label2id={"cat": 0, "dog": 1},
+    )  # fmt: skip
+    module = ViTForImageClassification(config).eval()
+    module.save_pretrained(tmp_path / "model")
+    model = load(tmp_path / "model")
+    assert model.class_names == ("cat", "dog")
+    assert model.preprocess.mean == (0.5, 0.5, 0.5)
+    inputs = model.preprocess(random_pixels(2))
+    with torch.no_grad():
+        assert torch.equal(model.logits(inputs), module(inputs).logits)
+
+
+def test_what_is_in_memory_already_is_taken_as_it_is(tiny_model: Callable[..., Model]) -> None:
+    model = tiny_model("deit")
+    assert load(model) is model
+    again = load(model.module)
+    assert again.module is model.module
+    assert again.name == "DeiTForImageClassification"
+
+
+def test_a_run_folder_gives_its_model(folder: Path) -> None:
+    assert weights_hash(load(folder.parent)) == weights_hash(load(str(folder)))
+
+
+def test_saving_over_a_model_leaves_nothing_of_it(folder: Path, tiny_model: Callable[..., Model]) -> None:
+    (folder / "left-over.txt").write_text("old")
+    save(tiny_model("mlp"), folder)
+    assert not (folder / "left-over.txt").exists()
+    assert load(folder).family.name == "mlp"
+
+
+def test_loading_is_quiet_and_leaves_transformers_as_loud_as_before(
+    folder: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    from transformers.utils import logging as chatter
+
+    before = chatter.get_verbosity(), chatter.is_progress_bar_enabled()
+    load(folder)
+    assert capfd.readouterr() == ("", "")
+    assert (chatter.get_verbosity(), chatter.is_progress_bar_enabled()) == before
+
+
+# --- what cannot be loaded -----------------------------------------------------------------------------------------
+
+
+def test_an_unknown_architecture_lists_the_families(folder: Path) -> None:
+    from transformers import ResNetConfig, ResNetForImageClassification
+
+    config = ResNetConfig(embedding_size=4, hidden_sizes=[4], depths=[1], num_labels=2)
+    with pytest.raises(UnknownArchitectureError) as told:
+        load(ResNetForImageClassification(config))
+    text = str(told.value)
+    assert "ResNetForImageClassification" in text
+    assert all(name in text for name in families())
+    assert "Family.from_toml" in text
+    with pytest.raises(UnknownArchitectureError, match="Linear"):
+        load(nn.Linear(2, 2))
+
+
+def test_a_folder_without_a_model_is_told(tmp_path: Path) -> None:
+    (tmp_path / "empty").mkdir()
+    with pytest.raises(WeightsmithError, match=r"empty holds no model: expected config\.json"):
+        load(tmp_path / "empty")
+
+
+def test_a_path_that_is_not_there_is_told(tmp_path: Path) -> None:
+    with pytest.raises(WeightsmithError, match="nowhere does not exist"):
+        load(tmp_path / "nowhere")
+    with pytest.raises(WeightsmithError, match="resnet does not exist"):
+        load("resnet")
+
+
+def test_a_config_without_weights_is_told(folder: Path) -> None:
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(WeightsmithError) as told:
+        load(folder)
+    assert str(folder) in str(told.value)
+
+
+@pytest.mark.parametrize("kept", [0, 5, 0.5, 0.99])
+def test_damaged_weights_are_told(folder: Path, kept: float) -> None:
+    path = folder / "model.safetensors"
+    whole = path.read_bytes()
+    path.write_bytes(whole[: kept if isinstance(kept, int) else int(len(whole) * kept)])
+    with pytest.raises(WeightsmithError) as told:
+        load(folder)
+    assert str(folder) in str(told.value)
+    assert "\n" not in str(told.value)
+
+
+def test_a_damaged_config_is_told(folder: Path) -> None:
+    (folder / "config.json").write_text('{"model_type": "vit",')
+    with pytest.raises(WeightsmithError) as told:
+        load(folder)
+    assert str(folder) in str(told.value)
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"hidden_size": 32},
+        {"intermediate_size": 25},
+        {"patch_size": 2},
+        {"image_size": 16},
+        {"num_channels": 1},
+        {"num_hidden_layers": 4},
+        {"id2label": {"0": "a", "1": "b"}, "label2id": {"a": 0, "b": 1}},
+        {"model_type": "deit", "architectures": ["DeiTForImageClassification"]},
+    ],
+    ids=lambda entries: next(iter(entries)),
+)
+def test_weights_of_other_sizes_than_the_config_are_never_filled_at_random(
+    folder: Path, entries: dict[str, Any]
+) -> None:
+    edit_config(folder, **entries)
+    with pytest.raises(WeightsmithError) as told:
+        load(folder)
+    assert str(folder) in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["classifier.bias", "vit.embeddings.cls_token", "vit.layernorm.weight"])
+def test_a_missing_tensor_is_named(folder: Path, name: str) -> None:
+    tensors = load_file(folder / "model.safetensors")
+    del tensors[name]
+    save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WeightsmithError, match="lack 1 tensors") as told:
+        load(folder)
+    assert name in str(told.value)
+
+
+@pytest.mark.xfail(reason="unexpected tensors are ignored: blocks that the config does not count are dropped silently")
+def test_a_config_of_fewer_blocks_than_the_weights_is_told(folder: Path) -> None:
+    edit_config(folder, num_hidden_layers=2)
+    with pytest.raises(WeightsmithError):
+        load(folder)
+
+
+def test_a_hub_name_without_internet_is_told_at_once() -> None:
+    started = time.monotonic()
+    with pytest.raises(WeightsmithError, match=r"--model nobody/nothing could not be fetched from the hub") as told:
+        load("nobody/nothing")
+    assert time.monotonic() - started < 10
+    assert "hf download nobody/nothing" in str(told.value)
+    assert all(name in str(told.value) for name in presets())
+    assert "\n" not in str(told.value)
+
+
+# --- to be trained -------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", sorted(presets()))
+def test_every_preset_makes_a_classifier(name: str) -> None:
+    model = create(name, CLASSES, seed=0)
+    entries = presets()[name]
+    assert model.class_names == CLASSES
+    assert model.n_layers == entries["num_hidden_layers"]
+    assert (model.preprocess.size, model.preprocess.channels) == (entries["image_size"], 3)
+    pixels = torch.zeros(1, 3, 9, 9, dtype=torch.uint8)
+    with torch.no_grad():
+        assert model.logits(model.preprocess(pixels)).shape == (1, 3)
+
+
+def test_the_seed_decides_the_weights_and_nothing_outside() -> None:
+    state = torch.random.get_rng_state()
+    same, again, other = (weights_hash(create("digits", CLASSES, seed)) for seed in (1, 1, 2))
+    assert same == again
+    assert same != other
+    assert torch.equal(torch.random.get_rng_state(), state)
+
+
+def test_a_config_file_describes_a_network(tmp_path: Path) -> None:
+    path = tmp_path / "net.json"
+    entries = {"model_type": "weightsmith_mlp", "image_size": 5, "hidden_sizes": [7, 6]}
+    path.write_text(json.dumps(entries))
+    model = create(str(path), CLASSES, seed=0, channels=1)
+    assert (model.family.name, model.n_layers, model.preprocess.channels) == ("mlp", 2, 1)
+    assert model.module.get_parameter("blocks.0.linear.weight").shape == (7, 25)
+    path.write_text(json.dumps(entries | {"num_channels": 3}))
+    assert create(str(path), CLASSES, seed=0, channels=1).preprocess.channels == 3  # the file has the last word
+
+
+@pytest.mark.parametrize(
+    "entries",
+    [
+        {"image_size": 10, "patch_size": 4},
+        {"hidden_size": 10, "num_attention_heads": 3},
+        {"model_type": "no-such-network"},
+        {"hidden_size": "wide"},
+        {"num_hidden_layers": -1, "hidden_size": -8},
+    ],
+    ids=str,
+)
+def test_a_config_that_cannot_be_built_is_told(tmp_path: Path, entries: dict[str, Any]) -> None:
+    path = tmp_path / "net.json"
+    path.write_text(json.dumps(entries))
+    with pytest.raises(WeightsmithError, match=r"net\.json describes no network"):
+        create(str(path), CLASSES, seed=0)
+
+
+@pytest.mark.parametrize(
+    ("text", "told"), [("{", "no JSON file"), ("[1]", "one JSON object"), ("\xff", "no JSON file")]
+)
+def test_a_config_that_cannot_be_read_is_told(tmp_path: Path, text: str, told: str) -> None:
+    path = tmp_path / "net.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(WeightsmithError, match=told):
+        create(str(path), CLASSES, seed=0)
+
+
+def test_a_config_of_an_unknown_architecture_is_told(tmp_path: Path) -> None:
+    path = tmp_path / "net.json"
+    path.write_text(json.dumps({"model_type": "resnet", "embedding_size": 4, "hidden_sizes": [4], "depths": [1]}))
+    with pytest.raises(UnknownArchitectureError, match="known families"):
+        create(str(path), CLASSES, seed=0)
+
+
+def test_a_misspelt_preset_is_told() -> None:
+    with pytest.raises(WeightsmithError, match=r"--model digit is no preset.*did you mean 'digits'\?"):
+        create("digit", CLASSES, seed=0)
+
+
+def test_a_new_head_changes_the_head_and_nothing_else(model: Model, tmp_path: Path) -> None:
+    save(model, tmp_path / "model")
+    fresh = create(str(tmp_path / "model"), ("x", "y", "z", "u", "v", "w"), seed=0)
+    old, new = model.module.state_dict(), fresh.module.state_dict()
+    assert set(old) == set(new)
+    changed = {name for name in old if old[name].shape != new[name].shape or not torch.equal(old[name], new[name])}
+    head = model.family.classifier
+    assert changed == {f"{head}.weight", f"{head}.bias"}
+    assert fresh.class_names == ("x", "y", "z", "u", "v", "w")
+    assert fresh.preprocess == model.preprocess
+    assert not torch.equal(new[f"{head}.weight"], torch.zeros_like(new[f"{head}.weight"]))
+    save(fresh, tmp_path / "fresh")
+    assert weights_hash(load(tmp_path / "fresh")) == weights_hash(fresh)
+    assert load(tmp_path / "fresh").class_names == fresh.class_names
+
+
+# --- families of one's own -----------------------------------------------------------------------------------------
+
+OWN = """
+title = "my network"
+model_types = ["mine"]
+blocks = "body"
+[tail]
+modules = []
+classifier = "head"
+[sites]
+"resid.in" = { module = "", side = "in" }
+"resid.out" = { module = "", side = "out" }
+"classifier.key" = { module = "/head", side = "in" }
+"classifier.value" = { module = "/head", side = "out" }
+[linear]
+"classifier.value" = { key = "classifier.key", module = "/head" }
+"""
+
+
+class Mine(nn.Module):
+    """A network that weightsmith has never seen."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        from types import SimpleNamespace
+
+        self.config = SimpleNamespace(
+            model_type="mine", image_size=4, num_channels=1, num_labels=2, id2label={0: "no", 1: "yes"}
+        )
+        self.body = nn.ModuleList(nn.Linear(16, 16) for _ in range(2))
+        self.head = nn.Linear(16, 2)
+
+    def forward(self, pixel_values: Tensor) -> Any:
+        from types import SimpleNamespace
+
+        hidden = pixel_values.flatten(1)
+        for block in self.body:
+            hidden = block(hidden)
+        return SimpleNamespace(logits=self.head(hidden))
+
+
+def write(path: Path, text: str) -> Path:
+    path.write_text(text)
+    return path
+
+
+def test_a_table_is_all_that_a_new_architecture_needs(tmp_path: Path, random_pixels: Callable[..., Tensor]) -> None:
+    family = Family.from_toml(write(tmp_path / "mine.toml", OWN))
+    assert family.name == "mine"
+    with pytest.raises(UnknownArchitectureError):
+        load(Mine())
+    model = load(Mine(), family=family)
+    assert (model.class_names, model.n_layers) == (("no", "yes"), 2)
+    inputs = model.preprocess(random_pixels(2, side=4, channels=1))
+    run = record(model, inputs, [Site("resid.in", 1)])
+    assert torch.equal(model.run_from(1, run[Site("resid.in", 1)]), run.logits)
+
+
+def test_a_table_may_extend_a_shipped_one(tmp_path: Path, tiny_model: Callable[..., Model]) -> None:
+    text = """
+    extends = "vit"
+    title = "mine"
+    model_types = ["deit"]
+    root = "deit"
+    [tokens]
+    special = 2
+    [sites]
+    "mlp.key" = { module = "mlp.fc1", side = "in" }
+    """
+    family, vit = Family.from_toml(write(tmp_path / "own.toml", text)), families()["vit"]
+    assert (family.blocks, family.tail, family.special, family.cls) == ("deit.layers", ("deit.layernorm",), 2, 0)
+    assert set(family.sites) == set(vit.sites)
+    assert family.sites["mlp.key"].module == "mlp.fc1"
+    assert family.sites["mlp.value"] == vit.sites["mlp.value"]
+    assert family.linear == vit.linear
+    module = tiny_model("deit").module
+    assert load(module, family=family).family is family
+
+
+def test_extending_changes_no_shipped_table(tmp_path: Path) -> None:
+    text = 'extends = "vit"\n[sites]\n"mlp.key" = { module = "elsewhere", side = "in" }\n'
+    assert Family.from_toml(write(tmp_path / "own.toml", text)).sites["mlp.key"].module == "elsewhere"
+    assert Family.from_toml(write(tmp_path / "new.toml", 'extends = "vit"')).sites == families()["vit"].sites
+
+
+@pytest.mark.xfail(reason="only one step of `extends` is followed: what deit itself extends is missing")
+def test_a_table_may_extend_one_that_extends(tmp_path: Path) -> None:
+    family = Family.from_toml(write(tmp_path / "own.toml", 'extends = "deit"\ntitle = "mine"\n'))
+    assert (family.sites, family.special) == (families()["deit"].sites, 2)
+
+
+@pytest.mark.xfail(reason="the file of the unknown family is looked for without an except", raises=FileNotFoundError)
+def test_extending_an_unknown_family_is_told(tmp_path: Path) -> None:
+    with pytest.raises(WeightsmithError, match="vti"):
+        Family.from_toml(write(tmp_path / "own.toml", 'extends = "vti"'))
+
+
+@pytest.mark.xfail(reason="a tail's pool that run_from does not know is ignored, and run_from gives other logits")
+def test_an_unknown_pool_is_told(tmp_path: Path) -> None:
+    with pytest.raises(WeightsmithError, match="mean"):
+        Family.from_toml(write(tmp_path / "own.toml", OWN.replace("modules = []", 'modules = []\npool = "mean"')))
+
+
+@pytest.mark.xfail(reason='any side but "in" is taken for "out"')
+def test_an_unknown_side_is_told(tmp_path: Path) -> None:
+    with pytest.raises(WeightsmithError, match="input"):
+        Family.from_toml(write(tmp_path / "own.toml", OWN.replace('side = "in"', 'side = "input"')))
+
+
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("title = ", "own.toml cannot be read"),
+        (OWN.replace('title = "my network"', ""), "'title'"),
+        (OWN.replace('blocks = "body"', ""), "'blocks'"),
+        (OWN.replace('classifier = "head"', ""), "'classifier'"),
+        (OWN.replace("[linear]", "[liner]"), "'linear'"),
+        (OWN.replace('"resid.in"', '"resid.inn"'), "unknown site 'resid.inn'"),
+        (OWN.replace('side = "in" }', 'sides = "in" }'), "sides"),
+        (OWN.replace('key = "classifier.key", ', ""), "key"),
+        (OWN.replace('"classifier.value" = { key', '"head.value" = { key'), "unknown site 'head.value'"),
+    ],
+)
+def test_a_table_that_is_wrong_is_told(tmp_path: Path, text: str, told: str) -> None:
+    assert text != OWN
+    with pytest.raises(WeightsmithError) as error:
+        Family.from_toml(write(tmp_path / "own.toml", text))
+    assert told in str(error.value)
+    assert "own" in str(error.value)
+
+
+def test_a_missing_table_is_told(tmp_path: Path) -> None:
+    with pytest.raises(WeightsmithError, match=r"nowhere\.toml cannot be read"):
+        Family.from_toml(tmp_path / "nowhere.toml")
+
+
+@pytest.mark.xfail(reason="a family passed by hand is not held against the network", raises=AttributeError)
+def test_a_table_that_does_not_fit_the_network_is_told(tmp_path: Path, tiny_model: Callable[..., Model]) -> None:
+    """A ViT read with the table of another layout: no raw AttributeError out of torch."""
+    family = Family.from_toml(write(tmp_path / "mine.toml", OWN))
+    with pytest.raises(WeightsmithError, match="body"):
+        _ = load(tiny_model("vit").module, family=family).n_layers
