@@ -122,6 +122,10 @@ def test_compressing_a_delta_keeps_what_it_is(a: Delta) -> None:
     for name, change in a.changes.items():
         torch.testing.assert_close(small.changes[name].dense(), 2 * change.dense(), rtol=0, atol=1e-9)
         assert type(small.changes[name]) is type(change)
+        if isinstance(change, LowRank):
+            rank = max(1, int(torch.linalg.matrix_rank(change.dense())))
+            assert (a + a).changes[name].left.shape[1] == 2 * change.left.shape[1]
+            assert small.changes[name].left.shape[1] == rank
 
 
 def test_a_sum_does_not_change_its_terms() -> None:

@@ -58,6 +58,33 @@ def test_other_options_need_overwrite(weightsmith, run_copy: Path) -> None:
     assert len((run_copy / "edit_log.csv").read_text().splitlines()) == 12
 
 
+def test_a_redone_stage_that_fails_keeps_the_old_results(
+    weightsmith, run_copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ("edit_log.csv", "delta.safetensors", "edited/model.safetensors", "evaluation_report.csv", "config.yaml")
+    before = snapshot(run_copy, *names)
+    edit = ["run", "--stage", "edit", "--overwrite", *flags_of(run_copy)]
+    assert weightsmith(*edit, "--edit-layers", 99).status == 1
+    assert snapshot(run_copy, *names) == before
+    with monkeypatch.context() as patched:
+        patched.setattr(stages, "save_requests", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+        assert weightsmith(*edit).status == 130
+    assert snapshot(run_copy, *names[:4]) == {name: before[name] for name in names[:4]}
+    assert weightsmith("run", "--stage", "eval", *flags_of(run_copy)).status == 0
+    assert not (run_copy / ".replaced").exists()
+
+
+def test_what_a_kill_left_aside_is_put_back(weightsmith, run_copy: Path) -> None:
+    before = (run_copy / "edit_log.csv").read_bytes()
+    aside = run_copy / ".replaced"
+    aside.mkdir()
+    (run_copy / "edit_log.csv").rename(aside / "0")
+    (aside / "paths.json").write_text(json.dumps({"0": str(run_copy / "edit_log.csv")}))
+    (run_copy / "edit_log.csv").write_text("half of a new one")
+    assert weightsmith("run", "--stage", "eval", *flags_of(run_copy)).status == 0
+    assert (run_copy / "edit_log.csv").read_bytes() == before
+
+
 def test_what_stands_on_a_redone_stage_is_not_taken_for_current(weightsmith, run_copy: Path) -> None:
     """After a new edit the old evaluation is gone, so no report can mix the two."""
     assert weightsmith("run", "--stage", "edit", "--max-edits", 11, "--overwrite", *flags_of(run_copy)).status == 0

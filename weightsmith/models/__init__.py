@@ -8,7 +8,7 @@ from weightsmith.models.family import Family, families
 from weightsmith.models.hooks import Recording, count_blocks, patch, record
 from weightsmith.models.model import Model
 from weightsmith.models.preprocess import Preprocess
-from weightsmith.models.store import create, load, presets, save
+from weightsmith.models.store import create, load, presets, registered_by, save
 
 __all__ = [
     "Family",
@@ -22,5 +22,6 @@ __all__ = [
     "patch",
     "presets",
     "record",
+    "registered_by",
     "save",
 ]

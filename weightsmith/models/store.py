@@ -113,6 +113,12 @@ def save(model: Model, folder: Path | str, card: str = "") -> None:
             (temporary / "README.md").write_text(card, encoding="utf-8")
 
 
+def registered_by(model: Model) -> str:
+    """The module of ours that plain transformers must import before it can load the model; "" where it knows it itself."""
+    home = type(model.module).__module__
+    return home if home.partition(".")[0] == "weightsmith" else ""
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep transformers' progress bars and warnings off a user's screen while it loads or saves."""

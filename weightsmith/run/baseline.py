@@ -14,7 +14,7 @@ from weightsmith.delta import weights_hash
 from weightsmith.errors import WeightsmithError
 from weightsmith.evaluate import Classification, classify
 from weightsmith.files import read_csv, user_path, write_csv, write_json
-from weightsmith.models import save
+from weightsmith.models import Model, registered_by, save
 from weightsmith.run.folder import RunFolder, existing_runs, new_name
 from weightsmith.run.job import check_device, image_size_of, model_name, new_model, save_indices, train_options
 from weightsmith.run.options import BaselineOptions
@@ -72,7 +72,7 @@ def baseline(options: BaselineOptions) -> Path:
         rows = [row for part, score in scores.items() for row in _rows(part, score)]
         write_csv(out / "baseline_metrics.csv", rows)
         folder.write_env(device=device, weights=weights_hash(model), seed=options.seed)
-        save(model, folder.path / "model", _card(options, source, out, folder.env()))
+        save(model, folder.path / "model", _card(options, source, model, out, folder.env()))
         folder.log_event("baseline", "done")
         for part, score in scores.items():
             if score.accuracy.value > SUSPICIOUS:
@@ -103,7 +103,7 @@ def _rows(part: str, score: Classification) -> list[dict[str, object]]:
     ]
 
 
-def _card(options: BaselineOptions, source: Source, out: Path, env: dict[str, object]) -> str:
+def _card(options: BaselineOptions, source: Source, model: Model, out: Path, env: dict[str, object]) -> str:
     return report.model_card(
         title=f"{source.name} classifier",
         base_model=model_name(options.model, options.data_path or ""),
@@ -113,4 +113,5 @@ def _card(options: BaselineOptions, source: Source, out: Path, env: dict[str, ob
         split_rows=read_csv(out / "data_split_info.csv"),
         training_rows=read_csv(out / "baseline_training_history.csv"),
         provenance=env,
+        registered_by=registered_by(model),
     )

@@ -8,7 +8,7 @@ import os
 import platform
 import shutil
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -93,6 +93,16 @@ class RunFolder:
         """`config.yaml`: the resolved options."""
         write_text(self.path / "config.yaml", to_yaml(options))
 
+    def config_text(self) -> str | None:
+        """What `config.yaml` holds now, None where there is none."""
+        path = self.path / "config.yaml"
+        return path.read_text(encoding="utf-8") if path.exists() else None
+
+    def restore_config(self, text: str | None) -> None:
+        """Put an earlier `config.yaml` back; a first one that was refused stays, it is what the run was asked."""
+        if text is not None:
+            write_text(self.path / "config.yaml", text)
+
     def write_env(self, **more: Any) -> None:
         """`env.json`: versions, commit, machine, threads, and whatever the caller knows (device, hashes)."""
         path = self.path / "env.json"
@@ -155,6 +165,40 @@ class RunFolder:
         path = self.results / "notes.json"
         found: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         return found
+
+    @contextmanager
+    def set_aside(self, paths: Sequence[Path]) -> Iterator[None]:
+        """Move files away while the block makes new ones: back when it fails, for good when it ends well.
+
+        After a kill they wait in `.replaced`, from which `recover` takes them.
+        """
+        moved = {self._aside / str(number): path for number, path in enumerate(paths) if path.exists()}
+        if moved:
+            with explained(self._aside):
+                self._aside.mkdir()
+            write_json(self._aside / "paths.json", {place.name: str(path) for place, path in moved.items()})
+            for place, path in moved.items():
+                os.replace(path, place)
+        try:
+            yield
+        except BaseException:
+            self.recover()
+            raise
+        self.remove(self._aside)
+
+    def recover(self) -> None:
+        """Put back what `set_aside` moved away in a process that did not end."""
+        record = self._aside / "paths.json"
+        if record.exists():
+            for name, path in json.loads(record.read_text(encoding="utf-8")).items():
+                if (self._aside / name).exists():
+                    self.remove(Path(path))
+                    os.replace(self._aside / name, path)
+        self.remove(self._aside)
+
+    @property
+    def _aside(self) -> Path:
+        return self.path / ".replaced"
 
     def remove(self, *paths: Path) -> None:
         """Remove results of a stage that is redone."""

@@ -71,8 +71,16 @@ def run(options: RunOptions) -> Path:
     stages = STAGES if options.stage == "full" else (options.stage,)
     with folder.in_use(), folder.logged():
         job = Job(options, folder)
-        for stage in stages:
-            _run_stage(job, stage, first=stage == stages[0])
+        folder.recover()
+        stored = folder.config_text()
+        folder.write_config(options)
+        try:
+            for stage in stages:
+                _run_stage(job, stage)
+        except WeightsmithError:
+            # Options that were refused must not become the defaults of the next command.
+            folder.restore_config(stored)
+            raise
         page = write_report(folder, options)
     console = Console()
     _show(console, folder, stages)
@@ -80,7 +88,7 @@ def run(options: RunOptions) -> Path:
     return folder.path
 
 
-def _run_stage(job: Job, stage: str, first: bool) -> None:
+def _run_stage(job: Job, stage: str) -> None:
     options, folder = job.options, job.folder
     for needed in _NEEDS[stage]:
         if folder.done(needed) is None:
@@ -98,21 +106,24 @@ def _run_stage(job: Job, stage: str, first: bool) -> None:
             "or another --run-name"
         )
     job.stage = stage
-    if first:
-        folder.write_config(options)
-    if options.overwrite:
-        _forget(job, stage)
-    folder.log_event(stage, "start", key=key)
     started = time.monotonic()
     _log.info("%s: started", stage)
+    folder.log_event(stage, "start", key=key)
     try:
-        STAGE_FUNCTIONS[stage](job)
-    except KeyboardInterrupt:
-        folder.log_event(stage, "interrupted")
-        raise
+        # A stage that is redone keeps its old results until the new ones are complete.
+        with folder.set_aside(_results(folder, stage) if options.overwrite else []):
+            STAGE_FUNCTIONS[stage](job)
     except BaseException as error:
-        folder.log_event(stage, "failed", why=str(error) or type(error).__name__)
+        interrupted = isinstance(error, KeyboardInterrupt)
+        folder.log_event(stage, "interrupted" if interrupted else "failed", why=str(error) or type(error).__name__)
+        if before is not None:
+            folder.log_event(stage, "done", key=before, restored=True)
         raise
+    for later in STAGES[STAGES.index(stage) + 1 :]:
+        if folder.done(later) is not None:
+            folder.log_event(later, "outdated", by=stage)
+            folder.remove(*_results(folder, later))
+            folder.forget_notes(later)
     folder.log_event(stage, "done", key=key, seconds=round(time.monotonic() - started, 2))
     _log.info("%s: done in %.1f s", stage, time.monotonic() - started)
 
@@ -125,11 +136,10 @@ def fingerprint(options: RunOptions, stage: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _forget(job: Job, stage: str) -> None:
-    """Remove what a stage that is redone left, and what stages after it made of that, so that nothing old counts as new."""
-    folder = job.folder
-    results, path = folder.results, folder.path
-    left: dict[str, Sequence[Path]] = {
+def _results(folder: RunFolder, stage: str) -> list[Path]:
+    """What a stage leaves, whatever its options were."""
+    results, path, methods = folder.results, folder.path, list(editors())
+    left: dict[str, list[Path]] = {
         "data": [results / name for name in ("data_split.json", "data_split_info.csv", "data_split_indices.npz")],
         "train": [folder.checkpoints / "checkpoint.pt", path / "model", results / "training_metrics.csv"],
         "locate": [results / name for name in ("effects.safetensors", "layer_importance.csv", "layer_statistics.csv")],
@@ -137,19 +147,15 @@ def _forget(job: Job, stage: str) -> None:
             results / "requests.safetensors",
             path / "edited",
             path / "delta.safetensors",
-            *(path / f"delta_{method}.safetensors" for method in editors()),
-            *(results / edit_log_name(method) for method in editors()),
+            *(path / f"delta_{method}.safetensors" for method in methods),
+            *(results / edit_log_name(method) for method in methods),
         ],
         "eval": [
             results / name
             for name in ("evaluation_report.csv", "confusion_matrix.csv", "confusion_matrix.png", "predictions.csv")
         ],
     }
-    for later in STAGES[STAGES.index(stage) :]:
-        if later != stage and folder.done(later) is not None:
-            folder.log_event(later, "outdated", by=stage)
-        folder.remove(*left[later])
-        folder.forget_notes(later)
+    return left[stage]
 
 
 def _check(options: RunOptions) -> None:

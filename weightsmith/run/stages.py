@@ -20,7 +20,7 @@ from weightsmith.effects import Effects
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import read_csv, user_path, write_csv, write_json, write_text
 from weightsmith.measure import Predictions, misclassified
-from weightsmith.models import load, save
+from weightsmith.models import Model, load, registered_by, save
 from weightsmith.request import Request, load_requests, save_requests
 from weightsmith.run.job import Job, check_split, model_name, new_model, save_indices, train_options
 from weightsmith.run.options import RunOptions
@@ -88,7 +88,7 @@ def run_train(job: Job) -> None:
         report.save(report.training_curve(history.rows), job.folder.figures / "training_curve.png")
         if history.skipped:
             _log.info("training was skipped: a checkpoint of this data, model and hyper-parameters is finished")
-    save(model, job.folder.path / "model", _card(job))
+    save(model, job.folder.path / "model", _card(job, model))
     job.folder.write_env(device=job.device, weights=weights_hash(model))
 
 
@@ -154,7 +154,7 @@ def run_edit(job: Job) -> None:
         delta.save(job.folder.path / delta_name(options.edit_method, method))
     first = deltas[options.edit_method[0]]
     with first.on(job.trained):
-        save(job.trained, job.folder.path / "edited", _card(job, first))
+        save(job.trained, job.folder.path / "edited", _card(job, job.trained, first))
 
 
 def run_eval(job: Job) -> None:
@@ -200,7 +200,7 @@ def run_eval(job: Job) -> None:
     write_csv(out / "confusion_matrix.csv", cells)
     write_csv(out / "evaluation_report.csv", rows)
     first = deltas[options.edit_method[0]]
-    card = _card(job, first, [row for row in rows if row["method"] == options.edit_method[0]])
+    card = _card(job, job.trained, first, [row for row in rows if row["method"] == options.edit_method[0]])
     write_text(job.folder.path / "edited" / "README.md", card)
 
 
@@ -279,7 +279,7 @@ def _need_errors(requests: list[Request], part: str) -> None:
         )
 
 
-def _card(job: Job, delta: Delta | None = None, rows: Sequence[Mapping[str, object]] = ()) -> str:
+def _card(job: Job, model: Model, delta: Delta | None = None, rows: Sequence[Mapping[str, object]] = ()) -> str:
     """The model card of the trained model, or with a delta of the edited one."""
     folder = job.folder
     training = folder.results / "training_metrics.csv"
@@ -298,4 +298,5 @@ def _card(job: Job, delta: Delta | None = None, rows: Sequence[Mapping[str, obje
         evaluation_rows=rows,
         provenance=folder.env() | ({"weights before the edit": delta.base} if delta is not None else {}),
         notes=folder.notes(),
+        registered_by=registered_by(model),
     )
