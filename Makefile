@@ -9,7 +9,8 @@ export HF_HUB_OFFLINE = 1
 
 demo: $(STAMP)
 	rm -rf runs/demo
-	$(BIN)/weightsmith run --stage full --data-path digits --edit-method alphaedit head --run-name demo
+	$(BIN)/weightsmith run --stage full --data-path digits --val-ratio 0.3 \
+		--edit-method alphaedit head --closed-form --run-name demo
 
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -58,6 +58,7 @@ def tiny_flags(folder: Path, runs: Path) -> list[str]:
     model.write_text(json.dumps(TINY))
     flags = {
         "--data-path": "digits",
+        "--val-ratio": 0.3,
         "--model": model,
         "--epochs": 6,
         "--lr": 3e-3,

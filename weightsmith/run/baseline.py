@@ -16,7 +16,7 @@ from weightsmith.evaluate import Classification, classify
 from weightsmith.files import read_csv, user_path, write_csv, write_json
 from weightsmith.models import Model, registered_by, save
 from weightsmith.run.folder import RunFolder, existing_runs, new_name
-from weightsmith.run.job import check_device, image_size_of, model_name, new_model, save_indices, train_options
+from weightsmith.run.job import check_device, image_size_of, new_model, save_indices, start_of, train_options
 from weightsmith.run.options import BaselineOptions
 from weightsmith.train import fit
 
@@ -106,7 +106,7 @@ def _rows(part: str, score: Classification) -> list[dict[str, object]]:
 def _card(options: BaselineOptions, source: Source, model: Model, out: Path, env: dict[str, object]) -> str:
     return report.model_card(
         title=f"{source.name} classifier",
-        base_model=model_name(options.model, options.data_path or ""),
+        base_model=start_of(options),
         data=source.name,
         class_names=source.class_names,
         channels=source.part("train").channels,

@@ -131,6 +131,12 @@ def model_name(model: str, data_path: str) -> str:
     return "digits" if data_path == "digits" else PRETRAINED
 
 
+def start_of(options: RunOptions | BaselineOptions) -> str:
+    """The pretrained model that training begins with; "" for fresh weights."""
+    name = model_name(options.model, options.data_path or "")
+    return "" if name in presets() or name.endswith(".json") else name
+
+
 def image_size_of(options: RunOptions | BaselineOptions) -> int:
     """Side to which a folder's images are resized on reading: the preset's, else the 224 of pretrained ViTs."""
     entries = presets().get(model_name(options.model, options.data_path or ""), {})

@@ -22,7 +22,7 @@ from weightsmith.files import read_csv, user_path, write_csv, write_json, write_
 from weightsmith.measure import Predictions, misclassified
 from weightsmith.models import Model, load, registered_by, save
 from weightsmith.request import Request, load_requests, save_requests
-from weightsmith.run.job import Job, check_split, model_name, new_model, save_indices, train_options
+from weightsmith.run.job import Job, check_split, new_model, save_indices, start_of, train_options
 from weightsmith.run.options import RunOptions
 from weightsmith.run.tables import (
     EDIT_COLUMNS,
@@ -288,7 +288,7 @@ def _card(job: Job, model: Model, delta: Delta | None = None, rows: Sequence[Map
         edits = [{k: delta.info[k] for k in ("method", "layers")} | {"corrections": len(delta.info["requests"])}]
     return report.model_card(
         title=f"{job.source.name} classifier" + (", corrected" if delta is not None else ""),
-        base_model=job.options.checkpoint or model_name(job.options.model, job.options.data_path),
+        base_model=job.options.checkpoint or start_of(job.options),
         data=job.source.name,
         class_names=job.source.class_names,
         channels=job.source.part("train").channels,
