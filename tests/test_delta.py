@@ -260,9 +260,6 @@ def test_nested_deltas_add_up_and_come_off_one_by_one() -> None:
     assert bits(module) == before
 
 
-@pytest.mark.xfail(
-    reason="Delta.on restores what it saved even while a later delta is on: out of order, the first change stays for ever"
-)
 def test_deltas_that_come_off_out_of_order_leave_the_model_as_it_was() -> None:
     """As when two generators, or two callbacks, each hold one."""
     module = small_network()
@@ -276,7 +273,6 @@ def test_deltas_that_come_off_out_of_order_leave_the_model_as_it_was() -> None:
     assert not wears_delta(module)
 
 
-@pytest.mark.xfail(reason="Delta.on takes a later delta's change off along with its own")
 def test_a_delta_that_stays_on_alone_is_still_on() -> None:
     module = small_network()
     second = random_delta(seed=2)
@@ -543,7 +539,6 @@ def test_what_no_adapter_can_hold_is_named(name: str, change: Change, tmp_path: 
     assert not (tmp_path / "adapter").exists()
 
 
-@pytest.mark.xfail(reason="max() of an empty sequence")
 def test_an_empty_delta_is_no_adapter(tmp_path: Path) -> None:
     with pytest.raises(WeightsmithError):
         Delta({}).to_lora(tmp_path / "adapter")

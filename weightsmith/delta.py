@@ -210,16 +210,15 @@ class Delta:
         module = network(model)
         if check:
             self.check(module)
-        parameters = self._parameters(module)
-        saved = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        stack = _WORN.setdefault(module, [])
-        stack.append(saved)
+        worn = _WORN.setdefault(module, _Worn())
+        for name, parameter in self._parameters(module).items():
+            worn.originals.setdefault(name, parameter.detach().clone())
+        worn.deltas.append(self)
         try:
-            self._write(parameters)
+            self._write(self._parameters(module))
             yield
         finally:
-            stack[:] = [entry for entry in stack if entry is not saved]
-            _copy_into(parameters, saved)
+            _take_off(module, worn, self)
 
     def apply(self, model: nn.Module | HasModule, check: bool = True) -> None:
         """Add the change to the model's weights for good. Raises as `on`; the model is never left half-changed."""
@@ -294,6 +293,9 @@ class Delta:
         """
         from peft import LoraConfig  # heavy, and only needed here
 
+        if not self.changes:
+            raise WeightsmithError("this delta changes nothing, so there is no adapter to write")
+
         factors: dict[str, LowRank] = {}
         biases: dict[str, Tensor] = {}
         for name, change in self.changes.items():
@@ -338,26 +340,43 @@ def _factored(change: Dense) -> LowRank:
     return LowRank(u * s, vh)
 
 
-_WORN: WeakKeyDictionary[nn.Module, list[dict[str, Tensor]]] = WeakKeyDictionary()
-"""For each network the weights saved by the deltas that it wears at this moment, oldest first."""
+@dataclass
+class _Worn:
+    """The deltas on a network now, in the order in which they came, and the original of every weight they change."""
+
+    deltas: list[Delta] = field(default_factory=list)
+    originals: dict[str, Tensor] = field(default_factory=dict)
+
+
+_WORN: WeakKeyDictionary[nn.Module, _Worn] = WeakKeyDictionary()
+
+
+def _take_off(module: nn.Module, worn: _Worn, delta: Delta) -> None:
+    """Restore the originals and put the other deltas on again: they may come off in any order."""
+    worn.deltas[:] = [other for other in worn.deltas if other is not delta]
+    parameters = dict(module.named_parameters(remove_duplicate=False))
+    _copy_into({name: parameters[name] for name in worn.originals}, worn.originals)
+    for other in worn.deltas:
+        other._write(other._parameters(module))
+    changed = {name for other in worn.deltas for name in other.changes}
+    worn.originals = {name: original for name, original in worn.originals.items() if name in changed}
 
 
 def wears_delta(model: nn.Module | HasModule) -> bool:
     """Whether a delta is on the model now, put there by `Delta.on`."""
-    return bool(_WORN.get(network(model)))
+    worn = _WORN.get(network(model))
+    return worn is not None and bool(worn.deltas)
 
 
 @contextmanager
 def lifted(model: nn.Module | HasModule) -> Iterator[None]:
     """Take every delta that the model wears off while the block runs: the model as it was before."""
     module = network(model)
-    saved: dict[str, Tensor] = {}
-    for layer in reversed(_WORN.get(module, [])):
-        saved |= layer  # the oldest saved copy of a parameter is its original
-    parameters = {n: p for n, p in module.named_parameters(remove_duplicate=False) if n in saved}
+    originals = _WORN.get(module, _Worn()).originals
+    parameters = {n: p for n, p in module.named_parameters(remove_duplicate=False) if n in originals}
     worn = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     try:
-        _copy_into(parameters, saved)
+        _copy_into(parameters, originals)
         yield
     finally:
         _copy_into(parameters, worn)

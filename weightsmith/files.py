@@ -47,6 +47,7 @@ def replacing(target: Path) -> Iterator[Path]:
     temporary = target.with_name(f".{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
+        temporary.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
         move_into_place(temporary, target)
     except BaseException:
         temporary.unlink(missing_ok=True)
@@ -87,7 +88,7 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
             if target.exists():
                 os.replace(target, old)
             os.replace(temporary, target)
-            shutil.rmtree(old, ignore_errors=True)
+            remove(old)
         except BaseException:
             if old.exists() and not target.exists():
                 os.replace(old, target)
@@ -138,8 +139,9 @@ def read_tensors(path: Path | str, wanted: str) -> tuple[dict[str, Any], dict[st
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except Exception as error:  # safetensors raises its own type for a damaged file; all of them mean the same here
         raise WeightsmithError(f"{path} is damaged or no safetensors file ({error}): write it again") from error
-    if header.get("format") != wanted:
-        raise WeightsmithError(f"{path} is no {wanted} file but {header.get('format', 'another safetensors file')!r}")
+    found = header.get("format", "another safetensors file") if isinstance(header, dict) else "another safetensors file"
+    if found != wanted:
+        raise WeightsmithError(f"{path} is no {wanted} file but {found!r}: check the path")
     return header, tensors
 
 
@@ -148,20 +150,35 @@ def explained(target: Path) -> Iterator[None]:
     """Turn an OSError of writing `target` into a `WeightsmithError` that says what to do."""
     try:
         yield
-    except OSError as error:
+    except Exception as error:
         if disk_is_full(error):
             raise WeightsmithError(
                 f"the disk that holds {target.parent} is full: free some space and run the command again; "
                 "nothing was half-written"
             ) from error
+        if not isinstance(error, OSError):
+            raise
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise WeightsmithError(f"{target} cannot be written: choose another folder or change its rights") from error
         raise
 
 
-def disk_is_full(error: OSError) -> bool:
+def remove(path: Path) -> None:
+    """Remove a file or a folder, if it is there."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def disk_is_full(error: Exception) -> bool:
     """Whether this failure means that no space, or no quota, is left."""
-    return error.errno in (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows knows no quota
+    full = (errno.ENOSPC, getattr(errno, "EDQUOT", errno.ENOSPC))  # Windows knows no quota
+    if isinstance(error, OSError):
+        return error.errno in full
+    # The libraries below safetensors and torch.save tell of it in words, in exceptions of their own.
+    text = str(error)
+    return any(f"os error {number}" in text for number in full) or "No space left" in text
 
 
 def cause_of(error: BaseException) -> str:

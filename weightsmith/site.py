@@ -105,6 +105,8 @@ def _parse_tokens(text: str) -> tuple[int, ...]:
         bounds = piece.split(":")
         if not all(bound.isdigit() for bound in bounds) or len(bounds) > 2:
             raise WeightsmithError(f"{text!r} names no tokens: write positions and ranges such as 0,17,4:8")
+        if any(len(bound) > 7 for bound in bounds):
+            raise WeightsmithError(f"{text!r} names tokens beyond any model's: positions have at most seven digits")
         first = int(bounds[0])
         positions.extend(range(first, int(bounds[-1])) if len(bounds) == 2 else [first])
     return tuple(positions)

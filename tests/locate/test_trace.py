@@ -153,7 +153,6 @@ def test_the_model_is_left_alone(
     assert weights_hash(traced) == weights
 
 
-@pytest.mark.xfail(reason="a class beyond the model's is found out by indexing", raises=IndexError)
 def test_a_class_that_the_model_has_not_is_told(traced: Model, requests: list[Request]) -> None:
     with pytest.raises(WeightsmithError, match="val/9"):
         causal_trace(traced, [Request("val/9", requests[0].image, target=0, predicted=99)], NOISE)

@@ -183,6 +183,12 @@ def solve(
         raise WeightsmithError("keys or residuals hold NaN or infinity: the model overflows on these requests")
     if (ridge is None) == (absolute_ridge is None):
         raise WeightsmithError("give exactly one of ridge (relative) and absolute ridge (l2)")
+    rho_given = absolute_ridge if absolute_ridge is not None else ridge
+    if rho_given is not None and not rho_given >= 0:
+        raise WeightsmithError(f"the ridge must be 0 or more, not {rho_given:g}")
+    omega = torch.ones(k.shape[1], dtype=k.dtype) if weights is None else weights.double()
+    if omega.shape != (k.shape[1],) or not bool((omega > 0).all()):
+        raise WeightsmithError(f"the weights of {k.shape[1]} edits must be as many positive numbers")
     mk = metric.times(k)
     gram = k.mT @ mk
     gram = (gram + gram.mT) / 2
@@ -190,7 +196,6 @@ def solve(
     if scale <= 0:
         raise WeightsmithError("the keys to edit vanish under the metric: give a larger null space or other layers")
     rho = absolute_ridge if absolute_ridge is not None else (ridge or 0.0) * scale
-    omega = torch.ones(k.shape[1], dtype=k.dtype) if weights is None else weights.double()
     system = gram + rho * torch.diag(1 / omega)
     condition = float(torch.linalg.cond(system))
     if not condition < _SINGULAR:

@@ -63,6 +63,9 @@ def causal_trace(
             f"{model.name} has no patch tokens: in a plain MLP restoring a whole layer restores everything; "
             "give --edit-layers"
         )
+    beyond = [r.name for r in requests if not 0 <= max(r.target, r.predicted) < model.n_classes]
+    if beyond:
+        raise WeightsmithError(f"request {beyond[0]} names a class beyond the {model.n_classes} of {model.name}")
     sites = tuple(Site(kind, layer, tokens=tokens) for layer in range(model.n_layers))
     for site in sites:
         model.bind(site)

@@ -14,7 +14,6 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from weightsmith.data.images import ImageSet
-from weightsmith.delta import weights_hash
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import atomic_path, default_cache_dir, read_tensors
 from weightsmith.models import Model, record
@@ -58,7 +57,7 @@ def key_moment(
     if len(images) == 0:
         raise WeightsmithError("there are no images to take key statistics from: preserve at least one")
     folder = (cache_dir or default_cache_dir()) / "moments"
-    weights, content = weights_hash(model), images.digest()
+    weights, content = model.fingerprint(), images.digest()
     dtype = str(next(model.module.parameters()).dtype)
     images.check_open()  # also when everything comes from the cache
     paths = {site: folder / f"{_cache_key(weights, content, site, dtype)}.safetensors" for site in sites}
@@ -99,7 +98,8 @@ def _cached(path: Path, site: Site) -> Moment | None:
     try:
         header, tensors = read_tensors(path, _FORMAT)
         matrix = tensors["matrix"]
-        if header["site"] != str(site) or not bool(torch.isfinite(matrix).all()):
+        square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
+        if header["site"] != str(site) or not square or not bool(torch.isfinite(matrix).all()):
             raise WeightsmithError(f"{path} is not the moment of {site}")
     except (WeightsmithError, KeyError) as error:
         _log.warning("cached key statistics are measured again: %s", error)

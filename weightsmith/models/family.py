@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from weightsmith.errors import UnknownArchitectureError, WeightsmithError
+from weightsmith.errors import UnknownArchitectureError, WeightsmithError, did_you_mean
 from weightsmith.site import KINDS
 
 _HOW_TO_ADD = (
@@ -89,19 +89,18 @@ class Family:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, tomllib.TOMLDecodeError) as error:
             raise WeightsmithError(f"the family table {path} cannot be read: {error}") from error
-        return cls._from_table(path.stem, table)
+        return cls._from_table(str(path), table)
 
     @classmethod
     def _from_table(cls, name: str, table: dict[str, Any]) -> Family:
-        if "extends" in table:
-            table = _merged(_shipped_table(table["extends"]), table)
+        table = _extended(table, name)
         try:
             table = _filled(table, table.get("root", ""))
             sites = {kind: Place(**entry) for kind, entry in table["sites"].items()}
             linear = {kind: LinearPlace(**entry) for kind, entry in table["linear"].items()}
             tokens, attention, tail = table.get("tokens", {}), table.get("attention", {}), table["tail"]
             family = cls(
-                name=name,
+                name=Path(name).stem,
                 title=table["title"],
                 model_types=tuple(table["model_types"]),
                 blocks=table["blocks"],
@@ -120,7 +119,36 @@ class Family:
         unknown = [kind for kind in (*sites, *linear) if kind not in KINDS]
         if unknown:
             raise WeightsmithError(f"the family table {name!r} names the unknown site {unknown[0]!r}")
+        sides = [place.side for place in sites.values() if place.side not in ("in", "out")]
+        if sides or family.pool not in (None, "cls"):
+            wrong = f"side {sides[0]!r}, not in or out" if sides else f"pool {family.pool!r}, not cls"
+            raise WeightsmithError(f"the family table {name!r} has the {wrong}")
         return family
+
+    def check(self, module: nn.Module) -> None:
+        """Raise `WeightsmithError` naming the first module that the table names and the network does not have."""
+        there = {name for name, _ in module.named_modules()}
+        block = f"{self.blocks}.0"
+        named = [self.blocks, self.classifier, *self.tail, *(place.path(block) for place in self.sites.values())]
+        missing = [path for path in named if path not in there]
+        if missing:
+            raise WeightsmithError(
+                f"the family table {self.name!r} does not fit {type(module).__name__}: it has no module {missing[0]!r}"
+            )
+
+
+def _extended(table: dict[str, Any], name: str) -> dict[str, Any]:
+    """The table laid over the shipped one that it extends, that one over its own, and so on."""
+    seen: list[str] = []
+    while "extends" in table:
+        parent = str(table["extends"])
+        if parent not in _shipped_names() or parent in seen:
+            raise WeightsmithError(
+                f"the family table {name!r} extends {parent!r}: {did_you_mean(parent, _shipped_names())}"
+            )
+        seen.append(parent)
+        table = _merged(_shipped_table(parent), {key: value for key, value in table.items() if key != "extends"})
+    return table
 
 
 def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
@@ -144,12 +172,15 @@ def _shipped_table(name: str) -> dict[str, Any]:
     return tomllib.loads(text)
 
 
+def _shipped_names() -> list[str]:
+    folder = resources.files("weightsmith.models") / "families"
+    return sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
+
+
 @cache
 def families() -> dict[str, Family]:
     """Every shipped family by name."""
-    folder = resources.files("weightsmith.models") / "families"
-    names = sorted(entry.name.removesuffix(".toml") for entry in folder.iterdir() if entry.name.endswith(".toml"))
-    return {name: Family._from_table(name, _shipped_table(name)) for name in names}
+    return {name: Family._from_table(name, _shipped_table(name)) for name in _shipped_names()}
 
 
 def family_of(module: nn.Module) -> Family:

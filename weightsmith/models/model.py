@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+import json
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from weightsmith.delta import weights_hash
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.models.family import Family, Place
 from weightsmith.models.preprocess import Preprocess
 from weightsmith.site import Site
+
+_NAMES_ONLY = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "transformers_version")
+"""Entries of a config that no forward pass depends on."""
 
 
 @dataclass(frozen=True)
@@ -90,6 +96,14 @@ class Model:
         out = self.module.get_submodule(self.family.sites["attn.z"].path(self._block(layer)))
         assert isinstance(out, nn.Linear)
         return out.in_features // self._head_width(layer)
+
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that a forward pass depends on: weights, config and preprocessing."""
+        config: Any = getattr(self.module, "config", None)
+        entries = config.to_dict() if hasattr(config, "to_dict") else {}
+        said = {key: value for key, value in entries.items() if key not in _NAMES_ONLY}
+        text = json.dumps([weights_hash(self.module), said, asdict(self.preprocess)], sort_keys=True, default=str)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def sites(self) -> list[Site]:
         """Every site of the network, whole blocks and all tokens (heads are parts of theirs)."""

@@ -26,6 +26,12 @@ class Preprocess:
     mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
+    def __post_init__(self) -> None:
+        for name in ("mean", "std"):  # the defaults are those of a colour image
+            object.__setattr__(self, name, tuple(getattr(self, name))[: self.channels])
+            if len(getattr(self, name)) != self.channels:
+                raise WeightsmithError(f"preprocessing of {self.channels} channels needs as many entries in its {name}")
+
     def __call__(self, pixels: Tensor, device: torch.device | str = "cpu") -> Tensor:
         """Args: pixels: (n, channels, height, width) uint8, channels 1 or 3.
 

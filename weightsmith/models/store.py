@@ -58,6 +58,7 @@ def load(what: str | Path | nn.Module | Model, family: Family | None = None, dev
 def wrap(module: nn.Module, family: Family | None, processor: dict[str, object], name: str) -> Model:
     """A network in memory as a `Model`; class names, size and channels come from its config."""
     family = family or family_of(module)
+    family.check(module)
     config: Any = module.config
     size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
     labels = config.id2label or {}
@@ -172,11 +173,15 @@ def _pretrained(name: str) -> nn.Module:
             f"`hf download {name} --local-dir DIR` and give --model DIR, or train from a preset: "
             f"{', '.join(presets())}"
         ) from error
-    missing = sorted(report["missing_keys"])
-    if missing:
+    missing, left_over = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    if missing or left_over:
+        what = (
+            f"lack {len(missing)} tensors that its config asks for ({missing[0]} first)"
+            if missing
+            else f"hold {len(left_over)} tensors that its config does not ask for ({left_over[0]} first)"
+        )
         raise WeightsmithError(
-            f"the weights in {name} lack {len(missing)} tensors that its config asks for ({missing[0]} first): "
-            "they belong to another architecture or class count"
+            f"the weights in {name} {what}: they belong to another architecture, depth or class count"
         )
     return module  # type: ignore[no-any-return]
 

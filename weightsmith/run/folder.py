@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from weightsmith.errors import WeightsmithError, did_you_mean
-from weightsmith.files import explained, user_path, write_json, write_text
+from weightsmith.files import explained, remove, user_path, write_json, write_text
 from weightsmith.run.options import STAGES, BaselineOptions, RunOptions, to_yaml
 
 _log = logging.getLogger(__name__)
@@ -203,10 +203,7 @@ class RunFolder:
     def remove(self, *paths: Path) -> None:
         """Remove results of a stage that is redone."""
         for path in paths:
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
+            remove(path)
 
 
 def new_name(options: RunOptions | BaselineOptions, stem: str) -> str:
