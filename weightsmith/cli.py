@@ -6,6 +6,7 @@ Only the options are imported before a command is known, so that help answers at
 from __future__ import annotations
 
 import logging
+import os
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -41,6 +42,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         _run(options)
     except WeightsmithError as error:
         _fail(str(error), 1)
+    except BrokenPipeError:  # the reader of our output, `head` say, has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        raise SystemExit(1) from None
     except KeyboardInterrupt:
         _fail("stopped by Ctrl-C; what was finished is kept: give --resume to go on", INTERRUPTED)
     except OSError as error:

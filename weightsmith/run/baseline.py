@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 
 from weightsmith import report
+from weightsmith.data.images import ImageSet
 from weightsmith.data.sources import open_data
 from weightsmith.data.split import Source, info, manifest
 from weightsmith.delta import weights_hash
@@ -23,6 +24,7 @@ from weightsmith.train import fit
 _log = logging.getLogger(__name__)
 
 _DEFAULTS = {"epochs": 10, "batch_size": 64, "lr": 5e-5, "weight_decay": 0.01, "augment": "none"}
+_FILES = ("baseline_training_history.csv", "baseline_metrics.csv", "training_curve.png")
 SUSPICIOUS = 0.98
 """Accuracy beyond which a leak between the parts, or too easy a task, is more likely than a good model."""
 
@@ -46,33 +48,14 @@ def baseline(options: BaselineOptions) -> Path:
             f"the run {folder.path} exists: give --resume to go on with it, --overwrite to redo it, or another --run-name"
         )
     with folder.in_use(), folder.logged():
+        folder.recover()
         folder.write_config(options)
-        if options.overwrite:
-            folder.remove(folder.checkpoints / "checkpoint.pt", folder.path / "model")
         folder.log_event("baseline", "start")
         out, parts = folder.results, split.parts()
         parts = {"train": parts["train"], "val": parts["val"], "test": parts["held_out"]}
-        write_csv(out / "data_split_info.csv", info(parts))
-        write_json(out / "data_split.json", {"seed": options.seed, "parts": manifest(parts)})
-        save_indices(out, parts)
-        model = new_model(options, source, device)
-        history = fit(
-            model,
-            split.train,
-            split.val,
-            train_options(options, _DEFAULTS),
-            folder.checkpoints / "checkpoint.pt",
-            resume=options.resume,
-            pin_memory=options.pin_memory,
-            on_epoch=lambda rows: write_csv(out / "baseline_training_history.csv", rows),
-        )
-        write_csv(out / "baseline_training_history.csv", history.rows)
-        report.save(report.training_curve(history.rows), out / "training_curve.png")
-        scores = {part: classify(model, parts[part], title=part) for part in ("val", "test")}
-        rows = [row for part, score in scores.items() for row in _rows(part, score)]
-        write_csv(out / "baseline_metrics.csv", rows)
-        folder.write_env(device=device, weights=weights_hash(model), seed=options.seed)
-        save(model, folder.path / "model", _card(options, source, model, out, folder.env()))
+        redone = [folder.checkpoints / "checkpoint.pt", folder.path / "model", *(out / name for name in _FILES)]
+        with folder.set_aside(redone if options.overwrite else []):
+            scores = _train_and_test(options, source, parts, folder, device)
         folder.log_event("baseline", "done")
         for part, score in scores.items():
             if score.accuracy.value > SUSPICIOUS:
@@ -86,6 +69,33 @@ def baseline(options: BaselineOptions) -> Path:
         console.print(f"{part} accuracy {score.accuracy}, macro F1 {score.macro['f1']}")
     console.print(f"[bold]{folder.path}[/] holds the model and its metrics", soft_wrap=True)
     return folder.path
+
+
+def _train_and_test(
+    options: BaselineOptions, source: Source, parts: dict[str, ImageSet], folder: RunFolder, device: str
+) -> dict[str, Classification]:
+    out = folder.results
+    write_csv(out / "data_split_info.csv", info(parts))
+    write_json(out / "data_split.json", {"seed": options.seed, "parts": manifest(parts)})
+    save_indices(out, parts)
+    model = new_model(options, source, device)
+    history = fit(
+        model,
+        parts["train"],
+        parts["val"],
+        train_options(options, _DEFAULTS),
+        folder.checkpoints / "checkpoint.pt",
+        resume=options.resume,
+        pin_memory=options.pin_memory,
+        on_epoch=lambda rows: write_csv(out / "baseline_training_history.csv", rows),
+    )
+    write_csv(out / "baseline_training_history.csv", history.rows)
+    report.save(report.training_curve(history.rows), out / "training_curve.png")
+    scores = {part: classify(model, parts[part], title=part) for part in ("val", "test")}
+    write_csv(out / "baseline_metrics.csv", [row for part, score in scores.items() for row in _rows(part, score)])
+    folder.write_env(device=device, weights=weights_hash(model), seed=options.seed)
+    save(model, folder.path / "model", _card(options, source, model, out, folder.env()))
+    return scores
 
 
 def _rows(part: str, score: Classification) -> list[dict[str, object]]:

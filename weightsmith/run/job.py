@@ -71,6 +71,12 @@ class Job:
                 f"--edit-from {options.edit_from} has {images.n_classes} classes and the data {self.source.n_classes}: "
                 "give a data set of the same classes"
             )
+        named = [names for names in (images.class_names, self.source.class_names) if not names[0].startswith("class ")]
+        if len(named) == 2 and named[0] != named[1]:
+            raise WeightsmithError(
+                f"--edit-from {options.edit_from} has the classes {', '.join(named[0])} and the data "
+                f"{', '.join(named[1])}: give a data set of the same classes in the same order"
+            )
         rest, stream = stratified(images, options.stream_ratio, options.seed, "--stream-ratio")
         for part in self.split.parts().values():
             if part.overlaps(images):

@@ -20,7 +20,52 @@ DEFAULT_DATA = "~/.medmnist/pathmnist_224.npz"
 
 
 @dataclass(frozen=True, kw_only=True)
-class RunOptions:
+class JobOptions:
+    """What every job that trains has: a model, how it is trained, and where its files go."""
+
+    model: str = "auto"
+    """Hub name or folder to fine-tune with a new head, a preset (digits, small) or a JSON config to train from scratch.
+    `auto` takes google/vit-base-patch16-224, and for the digits their preset."""
+    epochs: int | None = None
+    """Training epochs [10; a preset brings its own]."""
+    batch_size: int | None = None
+    """Images a training step [run 32, baseline 64; a preset brings its own]."""
+    lr: float | None = None
+    """Learning rate [run 1e-4, baseline 5e-5; a preset brings its own]."""
+    weight_decay: float | None = None
+    """AdamW's weight decay [0.01; a preset brings its own]."""
+    augment: Literal["none", "light", "dihedral"] | None = None
+    """Random views of training images [none; a preset brings its own]."""
+    pin_memory: bool = True
+    """Page-locked batches, on CUDA only."""
+    seed: int = 42
+    """Of the split, the weights, the training and every random choice."""
+    device: str = "auto"
+    """auto (CUDA, else MPS, else CPU), or a torch device."""
+    resume: bool = False
+    """Go on with a run that was stopped; what is finished is kept."""
+    overwrite: bool = False
+    """Redo what an existing run has done; its results stay until the new ones are complete."""
+    run_name: str | None = None
+    """Name of the run's folder [made from data set and method, with a number where that is taken]."""
+    timestamp: bool = False
+    """Add date and time to the folder's name."""
+    runs_dir: str = "runs"
+    """Where run folders lie."""
+    checkpoint_dir: str | None = None
+    """Put training checkpoints into DIR/<run name> instead of the run folder."""
+    log_dir: str | None = None
+    """Put the log into DIR/<run name> instead of the run folder."""
+    results_dir: str | None = None
+    """Put tables, figures and the report into DIR/<run name> instead of the run folder."""
+    cache_dir: str | None = None
+    """Where key statistics and unpacked data are kept [the platform's cache folder]."""
+    config: str | None = None
+    """A YAML file of these options; flags given beside it win."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunOptions(JobOptions):
     """Correct a classifier: data, train, locate, edit, evaluate."""
 
     stage: Stage = "full"
@@ -34,30 +79,9 @@ class RunOptions:
     rest of that data set."""
     val_ratio: float = 0.2
     """Share of the remaining train part that becomes the validation part, where the data has none of its own."""
-    seed: int = 42
-    """Of the split, the weights, the training and every random choice."""
 
-    model: str = "auto"
-    """Hub name or folder to fine-tune with a new head, a preset (digits, small) or a JSON config to train from scratch.
-    `auto` takes google/vit-base-patch16-224, and for the digits their preset."""
     checkpoint: str | None = None
     """A trained classifier to correct as it is (run folder, Hugging Face folder or hub name): nothing is trained."""
-    epochs: int | None = None
-    """Training epochs [10; a preset brings its own]."""
-    batch_size: int | None = None
-    """Images a training step [32; a preset brings its own]."""
-    lr: float | None = None
-    """Learning rate [1e-4; a preset brings its own]."""
-    weight_decay: float | None = None
-    """AdamW's weight decay [0.01; a preset brings its own]."""
-    augment: Literal["none", "light", "dihedral"] | None = None
-    """Random views of training images [none; a preset brings its own]."""
-    pin_memory: bool = True
-    """Page-locked batches, on CUDA only."""
-    resume: bool = False
-    """Go on with a run that was stopped; finished stages are kept."""
-    overwrite: bool = False
-    """Redo stages of an existing run, replacing their results."""
 
     num_ablations: int = 32
     """Noise samples an image in causal tracing."""
@@ -95,6 +119,9 @@ class RunOptions:
     """AlphaEdit: share of the dimensions that the null space takes [0.9]."""
     null_threshold: float | None = None
     """AlphaEdit: eigenvalues below this absolute number span the null space (the paper's rule, 0.02)."""
+    whiten: bool = True
+    """AlphaEdit: weigh the null space by what energy of preserved keys it still holds; `--no-whiten` takes the paper's
+    projector."""
     ridge: float | None = None
     """AlphaEdit: ridge relative to mean diag(KᵀPK) [0.1]."""
     l2: float | None = None
@@ -115,72 +142,15 @@ class RunOptions:
     n_views: int = 8
     """Views an edited image."""
 
-    run_name: str | None = None
-    """Name of the run's folder [data set and method, with a number where that is taken]."""
-    timestamp: bool = False
-    """Add date and time to the folder's name."""
-    runs_dir: str = "runs"
-    """Where run folders lie."""
-    checkpoint_dir: str | None = None
-    """Put training checkpoints into DIR/<run name> instead of the run folder."""
-    log_dir: str | None = None
-    """Put the log into DIR/<run name> instead of the run folder."""
-    results_dir: str | None = None
-    """Put tables, figures and the report into DIR/<run name> instead of the run folder."""
-    cache_dir: str | None = None
-    """Where key statistics and unpacked data are kept [the platform's cache folder]."""
-    device: str = "auto"
-    """auto (CUDA, else MPS, else CPU), or a torch device."""
-    config: str | None = None
-    """A YAML file of these options; flags given beside it win."""
-
 
 @dataclass(frozen=True, kw_only=True)
-class BaselineOptions:
+class BaselineOptions(JobOptions):
     """Train a classifier on a data set's official train, val and test parts."""
 
     data_dir: str | None = None
     """Folder that holds pathmnist_224.npz [~/.medmnist]."""
     data_path: str | None = None
     """Another data set: .npz, folder of images, or `digits` (its parts are then cut from the whole)."""
-    model: str = "auto"
-    """As in `weightsmith run`."""
-    epochs: int | None = None
-    """Training epochs [10; a preset brings its own]."""
-    batch_size: int | None = None
-    """Images a training step [64; a preset brings its own]."""
-    lr: float | None = None
-    """Learning rate [5e-5; a preset brings its own]."""
-    weight_decay: float | None = None
-    """AdamW's weight decay [0.01; a preset brings its own]."""
-    augment: Literal["none", "light", "dihedral"] | None = None
-    """Random views of training images [none; a preset brings its own]."""
-    seed: int = 42
-    """Of the weights and the order of the images."""
-    pin_memory: bool = True
-    """Page-locked batches, on CUDA only."""
-    resume: bool = False
-    """Go on with a training that was stopped."""
-    overwrite: bool = False
-    """Replace an existing run of this name."""
-    run_name: str | None = None
-    """Name of the run's folder [baseline-<data>, with a number where that is taken]."""
-    timestamp: bool = False
-    """Add date and time to the folder's name."""
-    runs_dir: str = "runs"
-    """Where run folders lie."""
-    checkpoint_dir: str | None = None
-    """Put training checkpoints into DIR/<run name> instead of the run folder."""
-    log_dir: str | None = None
-    """Put the log into DIR/<run name> instead of the run folder."""
-    results_dir: str | None = None
-    """Put tables and figures into DIR/<run name> instead of the run folder."""
-    cache_dir: str | None = None
-    """Where unpacked data are kept [the platform's cache folder]."""
-    device: str = "auto"
-    """auto (CUDA, else MPS, else CPU), or a torch device."""
-    config: str | None = None
-    """A YAML file of these options; flags given beside it win."""
 
 
 @dataclass(frozen=True, kw_only=True)

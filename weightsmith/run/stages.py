@@ -190,9 +190,9 @@ def run_eval(job: Job) -> None:
                 before=before,
             )
             before = reports[method].before
-            rows += [{"method": method, "part": part, **row} for row in reports[method].rows(images.class_names)]
+            rows += [{"method": method, "part": part, **row} for row in reports[method].rows(job.source.class_names)]
         cells += confusion_rows(part, reports)
-        predictions += prediction_rows(part, reports, images.class_names)
+        predictions += prediction_rows(part, reports, job.source.class_names)
     tables = confusion_tables(cells, next(iter(parts)), job.source.n_classes)
     figure = report.confusion_matrices(tables.pop("before"), tables, job.source.class_names)
     report.save(figure, out / "confusion_matrix.png")
@@ -241,6 +241,8 @@ def editor_options(options: RunOptions, method: str, layers: tuple[int, ...]) ->
     given = {name: getattr(options, name) for name in fields if getattr(options, name, None) is not None}
     if "layers" in fields:
         given["layers"] = layers
+    if "null_floor" in fields and not options.whiten:
+        given["null_floor"] = None
     if "l2" in given:
         given["ridge"] = None  # the absolute ridge takes the place of the relative one
     return given
