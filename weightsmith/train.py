@@ -210,7 +210,7 @@ class _Run:
             loss = F.cross_entropy(logits, wanted)
         if not bool(torch.isfinite(loss)):
             raise WeightsmithError(
-                f"the training loss became {float(loss)} in epoch {self.state.epoch + 1}: "
+                f"the training loss became {loss.item()} in epoch {self.state.epoch + 1}: "
                 f"give a smaller --lr than {self.options.lr:g}"
             )
         self.optimizer.zero_grad(set_to_none=True)
