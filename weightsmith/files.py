@@ -177,8 +177,8 @@ def disk_is_full(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in full
     # The libraries below safetensors and torch.save tell of it in words, in exceptions of their own.
-    text = str(error)
-    return any(f"os error {number}" in text for number in full) or "No space left" in text
+    signs = (*(f"os error {number}" for number in full), "No space left", "unexpected pos", "failed writing file")
+    return any(sign in str(error) for sign in signs)
 
 
 def cause_of(error: BaseException) -> str:
