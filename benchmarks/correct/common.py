@@ -19,8 +19,9 @@ from weightsmith.run.folder import environment
 from weightsmith.train import TrainOptions, fit
 
 SHOWN = ("efficacy", "generalisation", "locality", "repaired", "net_accuracy_change")
-EDITORS: dict[str, Callable[[], object]] = {
+EDITORS: dict[str, Callable[[], ws.edit.Editor]] = {
     "alphaedit": lambda: ws.edit.AlphaEdit(),
+    "alphaedit, projector": lambda: ws.edit.AlphaEdit(null_fraction=0.5, null_floor=None),
     "head": lambda: ws.edit.HeadEdit(),
     "head, closed form": lambda: ws.edit.HeadEdit(closed_form=True),
     "finetune": lambda: ws.edit.FineTune(),

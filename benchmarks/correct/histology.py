@@ -2,6 +2,7 @@
 
 S, a new site: 30 errors come from one random half of the test patients' images, the other half is held out.
 P, other patients: 30 errors come from the validation patients, all test images are held out.
+V, where choices are made: 30 errors come from one half of the validation images, the other half is held out.
 
     python benchmarks/correct/histology.py --data histology_27.npz
 """
@@ -34,7 +35,12 @@ def main() -> None:
     for seed in given.seeds:
         model, seconds = trained("small", split, seed, given.work)
         rest, stream = stratified(source.part("test"), 0.5, seed, "--stream-ratio")
-        protocols = {"S": (stream, rest.seal()), "P": (split.val, split.held_out)}
+        val_rest, val_stream = stratified(split.val, 0.5, seed, "--stream-ratio")
+        protocols = {
+            "V": (val_stream, val_rest.seal()),
+            "S": (stream, rest.seal()),
+            "P": (split.val, split.held_out),
+        }
         for protocol, (corrections, held_out) in protocols.items():
             errors = ws.misclassified(model, corrections, limit=given.edits, seed=seed)
             columns = {"protocol": protocol, "seed": seed, "training_seconds": round(seconds, 1)}
