@@ -20,6 +20,7 @@ from rich.logging import RichHandler
 from weightsmith import __version__
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import disk_is_full, user_path
+from weightsmith.progress import CONSOLE
 from weightsmith.run.options import BaselineOptions, DownloadOptions, RunOptions, read_yaml
 
 _COMMANDS: dict[str, type[Any]] = {"run": RunOptions, "baseline": BaselineOptions, "download": DownloadOptions}
@@ -33,7 +34,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given in (["--version"], ["-V"]):
         Console().print(f"weightsmith {__version__}", highlight=False)
         return
-    handler = RichHandler(console=Console(stderr=True), show_path=False, show_level=False, log_time_format="%H:%M:%S")
+    handler = RichHandler(console=CONSOLE, show_path=False, show_level=False, log_time_format="%H:%M:%S")
     logger = logging.getLogger("weightsmith")
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO)
@@ -114,5 +115,5 @@ def _run(options: Any) -> None:
 
 
 def _fail(text: str, status: int) -> None:
-    Console(stderr=True).print(f"[bold red]error:[/] {text}", soft_wrap=True, highlight=False)
+    CONSOLE.print(f"[bold red]error:[/] {text}", soft_wrap=True, highlight=False)
     raise SystemExit(status)

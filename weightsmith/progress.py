@@ -18,6 +18,9 @@ from rich.progress import (
     TransferSpeedColumn,
 )
 
+CONSOLE = Console(stderr=True)
+"""Where bars are drawn and the log is shown: one console, so that neither writes over the other."""
+
 
 class Advance(Protocol):
     """Call it with the work done since the last call, and words to show beside the bar."""
@@ -33,7 +36,6 @@ def progress(title: str, total: float | None, start: float = 0, *, of_bytes: boo
         total: the amount of work, None when unknown; `start` of it is done already.
         of_bytes: the work is counted in bytes.
     """
-    console = Console(stderr=True)
     counts: tuple[ProgressColumn, ...] = (
         (DownloadColumn(), TransferSpeedColumn()) if of_bytes else (MofNCompleteColumn(),)
     )
@@ -44,7 +46,7 @@ def progress(title: str, total: float | None, start: float = 0, *, of_bytes: boo
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=console, transient=True, disable=not console.is_terminal) as bar:
+    with Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as bar:
         task = bar.add_task(title, total=total, completed=int(start), note="")
 
         def advance(done: float = 1, note: str = "") -> None:
