@@ -166,6 +166,14 @@ class RunFolder:
         found: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
         return found
 
+    def discard(self) -> None:
+        """Remove a run that has come to nothing; what others put into the folders that the user named stays."""
+        remove(self.path)
+        remove(self.logs / "log.txt")
+        for place in (self.results, self.checkpoints, self.logs):
+            if place.is_dir() and not any(place.iterdir()):
+                place.rmdir()
+
     @contextmanager
     def set_aside(self, paths: Sequence[Path]) -> Iterator[None]:
         """Move files away while the block makes new ones: back when it fails, for good when it ends well.

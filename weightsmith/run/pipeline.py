@@ -69,6 +69,20 @@ def run(options: RunOptions) -> Path:
             f"the run {folder.path} exists: give --resume to go on with it, --overwrite to redo it, or another --run-name"
         )
     stages = STAGES if options.stage == "full" else (options.stage,)
+    fresh = not folder.path.exists()
+    try:
+        page = _run_stages(folder, options, stages)
+    except WeightsmithError:
+        if fresh and all(folder.done(stage) is None for stage in STAGES):
+            folder.discard()  # options that were refused at once leave nothing behind
+        raise
+    console = Console()
+    _show(console, folder, stages)
+    console.print(f"[bold]{folder.path}[/] holds everything; the page to read is {page}", soft_wrap=True)
+    return folder.path
+
+
+def _run_stages(folder: RunFolder, options: RunOptions, stages: Sequence[str]) -> Path:
     with folder.in_use(), folder.logged():
         job = Job(options, folder)
         folder.recover()
@@ -81,11 +95,7 @@ def run(options: RunOptions) -> Path:
             # Options that were refused must not become the defaults of the next command.
             folder.restore_config(stored)
             raise
-        page = write_report(folder, options)
-    console = Console()
-    _show(console, folder, stages)
-    console.print(f"[bold]{folder.path}[/] holds everything; the page to read is {page}", soft_wrap=True)
-    return folder.path
+        return write_report(folder, options)
 
 
 def _run_stage(job: Job, stage: str) -> None:
