@@ -138,8 +138,9 @@ def run_edit(job: Job) -> None:
     else:
         requests, part = job.errors(options.edit_from, options.max_edits, options.min_errors)
     _need_errors(requests, part)
-    layers = edit_layers(job)
-    _log.info("editing %d images of %s in layers %s", len(requests), part, list(layers))
+    in_layers = any("layers" in editors()[method].__dataclass_fields__ for method in options.edit_method)
+    layers = edit_layers(job) if in_layers else ()
+    _log.info("editing %d images of %s with %s", len(requests), part, ", ".join(options.edit_method))
     deltas: dict[str, Delta] = {}
     for method in options.edit_method:
         deltas[method] = make_editor(method, **editor_options(options, method, layers)).solve(
