@@ -256,7 +256,7 @@ def environment() -> dict[str, Any]:
     packages = ("weightsmith", "torch", "transformers", "safetensors", "numpy", "scikit-learn")
     return {
         "python": platform.python_version(),
-        "platform": platform.platform(),
+        "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
         "packages": {name: metadata.version(name) for name in packages},
         "commit": _commit(),
         "threads": torch.get_num_threads(),
