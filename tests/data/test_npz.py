@@ -281,8 +281,6 @@ def test_no_damage_ends_in_another_exception(arrays: Arrays, tmp_path: Path, dat
 
 def test_real_histology_is_read(shared_data: Path, tmp_path: Path) -> None:
     path = shared_data / "medmnist" / "histology_27.npz"
-    if not path.is_file():
-        pytest.skip(f"{path} is absent: set WEIGHTSMITH_TEST_DATA to the folder of test data")
     small, large = open_npz(path, tmp_path), open_npz(path, tmp_path, memory_limit=2**20)
     assert small["train_images"].shape == (6816, 27, 27, 3)
     assert [len(small[f"{part}_labels"]) for part in ("train", "val", "test")] == [6816, 995, 2085]

@@ -181,9 +181,8 @@ def test_nothing_to_trace_is_told(tiny_model: Callable[..., Model]) -> None:
         causal_trace(tiny_model("vit"), [], NOISE)
 
 
+@pytest.mark.parametrize("family_name", [name for name, family in families().items() if not family.has_tokens])
 def test_a_network_without_patches_cannot_be_traced(model: Model, requests: list[Request]) -> None:
-    if model.family.has_tokens:
-        pytest.skip("has patches")
     with pytest.raises(WeightsmithError, match="no patch tokens"):
         causal_trace(model, requests, NOISE)
 

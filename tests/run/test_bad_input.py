@@ -66,7 +66,7 @@ BAD_FILES: dict[str, Callable[[Path], Path]] = {
 }
 
 
-def refused(outcome: object, *words: str) -> None:
+def check_refused(outcome: object, *words: str) -> None:
     """One sentence on stderr that has these words, status 1, no traceback."""
     text = outcome.err.strip().splitlines()  # type: ignore[attr-defined]
     errors = [line for line in text if line.startswith("error:")]
@@ -83,20 +83,20 @@ def test_bad_npz(weightsmith, tmp_path: Path, kind: str) -> None:
     path = BAD_FILES[kind](tmp_path / "scans.npz")
     runs = tmp_path / "runs"
     outcome = weightsmith("run", "--data-path", path, "--model", "small", "--runs-dir", runs, "--stage", "data")
-    refused(outcome, "scans.npz")
+    check_refused(outcome, "scans.npz")
     assert not list(runs.iterdir())
 
 
 @pytest.mark.parametrize("ratio", [0, 1, -0.5, 2])
 def test_held_out_ratio(weightsmith, tiny, tmp_path: Path, ratio: float) -> None:
-    refused(weightsmith("run", *tiny(tmp_path), "--held-out-ratio", ratio), "--held-out-ratio", "0.2")
+    check_refused(weightsmith("run", *tiny(tmp_path), "--held-out-ratio", ratio), "--held-out-ratio", "0.2")
     assert not (tmp_path / "runs").exists()
 
 
 def test_empty_split(weightsmith, tmp_path: Path) -> None:
     path = npz(tmp_path / "few.npz", train_images=np.zeros((6, 8, 8), np.uint8), train_labels=np.arange(6) % 3)
     outcome = weightsmith("run", "--data-path", path, "--runs-dir", tmp_path / "runs", "--stage", "data")
-    refused(outcome, "--held-out-ratio")
+    check_refused(outcome, "--held-out-ratio")
 
 
 @pytest.mark.parametrize(
@@ -121,7 +121,7 @@ def test_empty_split(weightsmith, tmp_path: Path) -> None:
     ],
 )
 def test_bad_flags(weightsmith, tiny, tmp_path: Path, flags: list[str], words: list[str]) -> None:
-    refused(weightsmith("run", *tiny(tmp_path), *flags), *words)
+    check_refused(weightsmith("run", *tiny(tmp_path), *flags), *words)
 
 
 def test_unknown_stage_and_unknown_flag_name_themselves(weightsmith) -> None:
@@ -142,28 +142,28 @@ def test_unknown_stage_and_unknown_flag_name_themselves(weightsmith) -> None:
 def test_bad_config(weightsmith, tmp_path: Path, text: str, word: str) -> None:
     path = tmp_path / "options.yaml"
     path.write_text(text)
-    refused(weightsmith("run", "--config", path), "options.yaml", word)
+    check_refused(weightsmith("run", "--config", path), "options.yaml", word)
 
 
 def test_layers_out_of_range(weightsmith, run_copy: Path) -> None:
     flags = ["--runs-dir", run_copy.parent, "--run-name", "base", "--stage", "edit", "--overwrite"]
-    refused(weightsmith("run", *flags, "--edit-layers", 2, 7), "--edit-layers", "layer 7", "0 to 3")
-    refused(weightsmith("run", *flags, "--num-edit-layers", 9), "--num-edit-layers 9")
+    check_refused(weightsmith("run", *flags, "--edit-layers", 2, 7), "--edit-layers", "layer 7", "0 to 3")
+    check_refused(weightsmith("run", *flags, "--num-edit-layers", 9), "--num-edit-layers 9")
 
 
 def test_a_checkpoint_of_another_class_count(weightsmith, tiny, tmp_path: Path) -> None:
     save(create("digits", ("a", "b", "c"), 0, channels=1), tmp_path / "three")
     outcome = weightsmith("run", *tiny(tmp_path), "--checkpoint", tmp_path / "three")
-    refused(outcome, "--checkpoint", "3 classes", "10")
+    check_refused(outcome, "--checkpoint", "3 classes", "10")
 
 
 def test_a_checkpoint_of_another_architecture(weightsmith, tiny, tmp_path: Path) -> None:
     save(create("digits", tuple("0123456789"), 0, channels=1), tmp_path / "model")
     config = json.loads((tmp_path / "model" / "config.json").read_text())
     (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"intermediate_size": 100}))
-    refused(weightsmith("run", *tiny(tmp_path), "--checkpoint", tmp_path / "model"), str(tmp_path / "model"))
+    check_refused(weightsmith("run", *tiny(tmp_path), "--checkpoint", tmp_path / "model"), str(tmp_path / "model"))
     (tmp_path / "model" / "config.json").write_text(json.dumps(config | {"num_hidden_layers": 9}))
-    refused(weightsmith("run", *tiny(tmp_path), "--checkpoint", tmp_path / "model"), str(tmp_path / "model"))
+    check_refused(weightsmith("run", *tiny(tmp_path), "--checkpoint", tmp_path / "model"), str(tmp_path / "model"))
 
 
 def test_a_checkpoint_of_another_training(weightsmith, tiny, run_copy: Path) -> None:
@@ -174,7 +174,9 @@ def test_a_checkpoint_of_another_training(weightsmith, tiny, run_copy: Path) -> 
     shutil.copytree(run_copy / "checkpoints", run_copy.parent / "other" / "checkpoints")
     before = (run_copy.parent / "other" / "checkpoints" / "checkpoint.pt").read_bytes()
     assert weightsmith("run", "--stage", "data", *flags, "--run-name", "other").status == 0
-    refused(weightsmith("run", "--stage", "train", *flags, "--run-name", "other"), "checkpoint.pt", "another model")
+    check_refused(
+        weightsmith("run", "--stage", "train", *flags, "--run-name", "other"), "checkpoint.pt", "another model"
+    )
     assert (run_copy.parent / "other" / "checkpoints" / "checkpoint.pt").read_bytes() == before
 
 
@@ -184,12 +186,22 @@ def test_a_damaged_training_checkpoint(weightsmith, tiny, tmp_path: Path) -> Non
     place.write_bytes(b"PK\x03\x04 not really")
     assert weightsmith("run", "--stage", "data", *tiny(tmp_path), "--run-name", "broken").status == 0
     outcome = weightsmith("run", "--stage", "train", *tiny(tmp_path), "--run-name", "broken")
-    refused(outcome, "checkpoint.pt", "damaged")
+    check_refused(outcome, "checkpoint.pt", "damaged")
 
 
 def test_a_checkpoint_that_has_seen_held_out_images(weightsmith, tiny, finished: Path, tmp_path: Path) -> None:
     outcome = weightsmith("run", *tiny(tmp_path), "--checkpoint", finished, "--seed", 7)
-    refused(outcome, "--checkpoint", "--seed")
+    check_refused(outcome, "--checkpoint", "--seed")
+
+
+def test_a_checkpoint_selected_on_held_out_images(weightsmith, tiny, run_copy: Path, tmp_path: Path) -> None:
+    """Its training part is apart from what is held out here, its validation part is not."""
+    path = run_copy / "data_split_indices.npz"
+    with np.load(path) as stored:
+        parts = {name: stored[name] for name in stored.files}
+    np.savez(path, **(parts | {"val": parts["held_out"][:7]}))
+    outcome = weightsmith("run", *tiny(tmp_path), "--checkpoint", run_copy, "--run-name", "selected")
+    check_refused(outcome, "--checkpoint", "7 of the 359", "val part")
 
 
 def perfect(folder: Path, images: np.ndarray, labels: np.ndarray) -> Path:
@@ -211,10 +223,10 @@ def test_a_model_without_errors(weightsmith, tmp_path: Path) -> None:
     path = npz(tmp_path / "easy.npz", train_images=images, train_labels=labels)
     model = perfect(tmp_path / "perfect", images, labels)
     flags = ["--data-path", path, "--checkpoint", model, "--runs-dir", tmp_path / "runs", "--run-name", "easy"]
-    refused(weightsmith("run", *flags), "no errors", "--edit-from")
+    check_refused(weightsmith("run", *flags), "no errors", "--edit-from")
     assert (tmp_path / "runs" / "easy" / "model" / "model.safetensors").exists()
     outcome = weightsmith("run", "--stage", "edit", "--runs-dir", tmp_path / "runs", "--run-name", "easy")
-    refused(outcome, "no errors", "--edit-from")
+    check_refused(outcome, "no errors", "--edit-from")
     assert not (tmp_path / "runs" / "easy" / "edited").exists()
 
 
@@ -222,19 +234,19 @@ def test_a_stage_before_its_time(weightsmith, tiny, tmp_path: Path) -> None:
     assert weightsmith("run", "--stage", "data", *tiny(tmp_path), "--run-name", "early").status == 0
     for stage, needed in (("locate", "train"), ("edit", "train"), ("eval", "edit")):
         outcome = weightsmith("run", "--stage", stage, "--runs-dir", tmp_path / "runs", "--run-name", "early")
-        refused(outcome, stage, f"--stage {needed}")
+        check_refused(outcome, stage, f"--stage {needed}")
 
 
 def test_data_that_changed_since_the_split(weightsmith, run_copy: Path) -> None:
     record = run_copy / "data_split.json"
     record.write_text(record.read_text().replace('"sha256": "', '"sha256": "0', 1))
     flags = ["--runs-dir", run_copy.parent, "--run-name", "base", "--stage", "eval", "--overwrite"]
-    refused(weightsmith("run", *flags), "data_split.json", "new run")
+    check_refused(weightsmith("run", *flags), "data_split.json", "new run")
 
 
 def test_missing_and_damaged_results_of_earlier_stages(weightsmith, run_copy: Path) -> None:
     flags = ["--runs-dir", run_copy.parent, "--run-name", "base", "--stage", "eval", "--overwrite"]
     (run_copy / "delta.safetensors").write_bytes(b"nonsense")
-    refused(weightsmith("run", *flags), "delta.safetensors")
+    check_refused(weightsmith("run", *flags), "delta.safetensors")
     (run_copy / "requests.safetensors").unlink()
-    refused(weightsmith("run", *flags), "requests.safetensors")
+    check_refused(weightsmith("run", *flags), "requests.safetensors")

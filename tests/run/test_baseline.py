@@ -10,7 +10,6 @@ import pytest
 
 import weightsmith as ws
 from weightsmith.data.images import ImageSet
-from weightsmith.data.seal import evaluation
 from weightsmith.measure import predict
 from weightsmith.run import baseline as room
 
@@ -74,8 +73,6 @@ def test_the_test_part_is_read_after_the_training_only(
     assert weightsmith("baseline", *flags(tmp_path, scans)).status == 0
     assert order == ["fit", "val", "test"]
     assert {when for part, when in seen if part == "test"} == {3}
-    with evaluation():
-        pass
 
 
 def test_an_accuracy_too_good_to_be_true_is_told(weightsmith, tmp_path: Path, scans: Path) -> None:

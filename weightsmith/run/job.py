@@ -125,7 +125,7 @@ def check_device(name: str) -> str:
         return find_device()
     try:
         torch.zeros(1, device=name)
-    except Exception as error:  # torch raises RuntimeError, AssertionError, NotImplementedError, by device
+    except Exception as error:  # the type depends on the device and the build of torch
         raise WeightsmithError(f"--device {name} cannot be used here ({cause_of(error)}): give auto or cpu") from error
     return name
 

@@ -250,27 +250,25 @@ def editor_options(options: RunOptions, method: str, layers: tuple[int, ...]) ->
 
 
 def _check_not_trained_on(job: Job, checkpoint: str) -> None:
-    """Refuse a checkpoint of another run that was trained on images which are held out here."""
-    indices, manifest_path = (
-        user_path(checkpoint) / "data_split_indices.npz",
-        user_path(checkpoint) / "data_split.json",
-    )
+    """Refuse a checkpoint of another run that was trained, or selected, on images which are held out here."""
+    indices = user_path(checkpoint) / "data_split_indices.npz"
+    manifest_path = user_path(checkpoint) / "data_split.json"
     if not (indices.exists() and manifest_path.exists()):
         job.note(
             f"What {checkpoint} was trained on is not recorded, so nobody can tell here whether it has seen held-out images."
         )
         return
-    recorded = json.loads(manifest_path.read_text(encoding="utf-8"))["parts"]["train"]
-    with np.load(indices, allow_pickle=False) as stored:
-        seen = stored["train"]
+    recorded = json.loads(manifest_path.read_text(encoding="utf-8"))["parts"]
     sealed = [images for images in (*job.split.parts().values(), *(job.new_site or ())) if images.sealed]
-    for images in sealed:
-        if (images.source, images.part) == (recorded["source"], recorded["part"]):
-            shared = len(np.intersect1d(seen, images.positions))
+    with np.load(indices, allow_pickle=False) as stored:
+        used = {part: stored[part] for part in ("train", "val")}  # validation images chose the epoch: seen as well
+    for part, images in ((part, images) for part in used for images in sealed):
+        if (images.source, images.part) == (recorded[part]["source"], recorded[part]["part"]):
+            shared = len(np.intersect1d(used[part], images.positions))
             if shared:
                 raise WeightsmithError(
-                    f"--checkpoint {checkpoint} was trained on {shared} of the {len(images)} images that this run holds "
-                    "out: give the --seed and --held-out-ratio of its run, or --held-out-from test"
+                    f"--checkpoint {checkpoint} has {shared} of the {len(images)} images that this run holds out in its "
+                    f"{part} part: give the --seed and --held-out-ratio of its run, or --held-out-from test"
                 )
 
 
