@@ -2,7 +2,9 @@
 
 S, a new site: 30 errors come from one random half of the test patients' images, the other half is held out.
 P, other patients: 30 errors come from the validation patients, all test images are held out.
-V, where choices are made: 30 errors come from one half of the validation images, the other half is held out.
+V, for choosing hyper-parameters: 30 errors come from one half of the validation images, the other half is held out.
+
+S and P were looked at while the editor was developed (docs/correct.md says how), so they are development results.
 
     python benchmarks/correct/histology.py --data histology_27.npz
 """
