@@ -76,8 +76,43 @@ def _mlp(classes: int) -> nn.Module:
     )
 
 
-BUILDERS: dict[str, Callable[[int], nn.Module]] = {"vit": _vit, "deit": _deit, "mlp": _mlp}
-"""One builder a family: a network of 2 to 4 layers for 8x8 colour images."""
+def _gpt2(classes: int) -> nn.Module:
+    from transformers import GPT2Config, GPT2LMHeadModel
+
+    return GPT2LMHeadModel(
+        GPT2Config(
+            vocab_size=WORDS, n_positions=16, n_embd=16, n_layer=3, n_head=2, n_inner=24, bos_token_id=0, eos_token_id=0
+        )
+    )
+
+
+def _llama(classes: int) -> nn.Module:
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    return LlamaForCausalLM(
+        LlamaConfig(
+            vocab_size=WORDS,
+            max_position_embeddings=16,
+            hidden_size=16,
+            intermediate_size=24,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            attention_bias=True,
+            bos_token_id=0,
+            eos_token_id=0,
+        )
+    )
+
+
+WORDS = 29
+BUILDERS: dict[str, Callable[[int], nn.Module]] = {
+    "vit": _vit, "deit": _deit, "mlp": _mlp, "gpt2": _gpt2, "llama": _llama,
+}  # fmt: skip
+"""One builder a family: a network of 2 to 4 layers for 8x8 colour images, or for texts of up to 16 of 29 tokens."""
+
+IMAGE_FAMILIES = sorted(name for name, family in families().items() if family.reads == "images")
+TEXT_FAMILIES = sorted(name for name, family in families().items() if family.reads == "text")
 
 
 def build_tiny_model(family_name: str, seed: int = 0, classes: int = 4) -> Model:
@@ -124,6 +159,18 @@ def random_pixels() -> Callable[..., Tensor]:
     def make(n: int, seed: int = 0, side: int = SIDE, channels: int = 3) -> Tensor:
         generator = torch.Generator().manual_seed(seed)
         return torch.randint(0, 256, (n, channels, side, side), dtype=torch.uint8, generator=generator)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def random_inputs(random_pixels: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`random_inputs(model, n, seed=0)`: preprocessed images, or the ids of texts of 7 tokens."""
+
+    def make(model: Model, n: int, seed: int = 0) -> Tensor:
+        if model.family.reads == "images":
+            return model.preprocess(random_pixels(n, seed))
+        return torch.randint(1, model.n_classes, (n, 7), generator=torch.Generator().manual_seed(seed))
 
     return make
 

@@ -28,12 +28,35 @@ def test_the_table_has_the_statistics_of_each_site(effects: Effects) -> None:
     assert [row["layer"] for row in rows] == [0, 2, 0, None]
     assert [row["rank"] for row in rows] == [4, 2, 3, 1]
     for row, column in zip(rows, effects.values.numpy().T, strict=True):
-        low, high = stats.norm.interval(0.95, column.mean(), stats.sem(column))
         assert row["n"] == 7
         assert row["mean"] == pytest.approx(column.mean(), rel=1e-12)
         assert row["std"] == pytest.approx(column.std(ddof=1), rel=1e-12)
         assert row["stderr"] == pytest.approx(stats.sem(column), rel=1e-12)
-        assert (row["low"], row["high"]) == pytest.approx((low, high), rel=1e-9)
+        resampled = stats.bootstrap((column,), np.mean, n_resamples=4000, method="percentile", random_state=1)
+        width = resampled.confidence_interval.high - resampled.confidence_interval.low
+        assert (row["low"], row["high"]) == pytest.approx(tuple(resampled.confidence_interval), abs=0.06 * width)
+
+
+def test_intervals_of_all_sites_come_from_one_resampling() -> None:
+    values = torch.from_numpy(np.random.default_rng(3).normal(size=(30, 1)))
+    table = Effects(SITES[:2], torch.cat([values, 2 * values + 1], 1), tuple(map(str, range(30))), "kl").table()
+    assert table[1]["low"] == pytest.approx(2 * table[0]["low"] + 1)
+    assert table[1]["high"] == pytest.approx(2 * table[0]["high"] + 1)
+
+
+def test_normalised_effects_are_shares_of_each_gap() -> None:
+    info = {"clean": [3.0, 1.0], "corrupted": [1.0, 2.0]}
+    effects = Effects(SITES[:2], torch.tensor([[1.0, 2.0], [-0.5, -1.0]]).double(), ("a", "b"), "kl", info)
+    assert effects.gaps.tolist() == [2.0, -1.0]
+    assert effects.normalised().values.tolist() == [[0.5, 1.0], [0.5, 1.0]]
+    assert effects.normalised().info["normalised"]
+    assert effects.at([SITES[1]]).values.tolist() == [[2.0], [-1.0]]
+    with pytest.raises(WeightsmithError, match="classifier.value was not measured"):
+        effects.at([SITES[3]])
+    with pytest.raises(WeightsmithError, match="changes nothing of b"):
+        Effects(SITES[:1], torch.ones(2, 1), ("a", "b"), "kl", info | {"corrupted": [1.0, 1.0]}).normalised()
+    with pytest.raises(WeightsmithError, match="without a corruption"):
+        Effects(SITES[:1], torch.ones(2, 1), ("a", "b"), "kl").normalised()
 
 
 def test_one_sample_has_no_spread_and_no_nan() -> None:

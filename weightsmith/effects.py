@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from safetensors.torch import save_file
 from torch import Tensor
@@ -16,7 +18,7 @@ from weightsmith.files import atomic_path, read_tensors
 from weightsmith.site import Site
 
 _FORMAT = "weightsmith-effects-1"
-_NORMAL_95 = 1.959963984540054
+_RESAMPLES = 2000
 
 
 @dataclass(frozen=True, eq=False)
@@ -25,7 +27,7 @@ class Effects:
 
     Attributes:
         sites: the places measured.
-        values: (samples, sites) float64 effect in the units of `metric`.
+        values: (samples, sites) float64 effect in the units of `metric`; NaN where a sample has no such site.
         samples: a name a sample.
         metric: what was measured, "probability" say.
         info: how it was measured (corruption, noise samples, block forwards, targets); JSON values only.
@@ -46,15 +48,21 @@ class Effects:
 
     def mean(self) -> Tensor:
         """(sites,) mean effect over samples."""
-        return self.values.mean(0)
+        return self.values.nanmean(0)
 
     def table(self) -> list[dict[str, Any]]:
-        """One row a site: mean, std, standard error, 95% interval of the mean (normal), rank (1 = largest mean)."""
-        count = len(self.samples)
+        """One row a site: mean, std, standard error, 95% interval of the mean, rank (1 = largest mean).
+
+        The interval is the percentile bootstrap over samples, all sites resampled alike (2,000 draws of one seed).
+        """
+        known = ~self.values.isnan()
+        count = known.sum(0)
         mean = self.mean()
-        std = self.values.std(0) if count > 1 else torch.zeros_like(mean)
-        error = std / count**0.5
-        order = sorted(range(len(self.sites)), key=lambda i: -float(mean[i]))
+        squares = torch.where(known, self.values - mean, 0.0).square().sum(0)
+        std = (squares / (count - 1).clamp(min=1)).sqrt()
+        error = std / count.clamp(min=1).double().sqrt()
+        low, high = self._intervals()
+        order = torch.argsort(mean.nan_to_num(nan=-torch.inf), descending=True, stable=True).tolist()
         rank = {index: place + 1 for place, index in enumerate(order)}
         return [
             {
@@ -63,27 +71,77 @@ class Effects:
                 "mean": float(mean[i]),
                 "std": float(std[i]),
                 "stderr": float(error[i]),
-                "low": float(mean[i] - _NORMAL_95 * error[i]),
-                "high": float(mean[i] + _NORMAL_95 * error[i]),
+                "low": float(low[i]),
+                "high": float(high[i]),
                 "rank": rank[i],
-                "n": count,
+                "n": int(count[i]),
             }
             for i, site in enumerate(self.sites)
         ]
+
+    def _intervals(self) -> tuple[np.ndarray, np.ndarray]:
+        """(sites,) bounds of the mean. Resampling n samples with replacement is a multinomial draw of their weights."""
+        count = len(self.samples)
+        drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES) / count
+        known = ~np.isnan(self.values.numpy())
+        if known.all():
+            means = drawn @ self.values.numpy()
+        else:
+            weight = drawn @ known
+            means = np.divide(
+                drawn @ np.nan_to_num(self.values.numpy()), weight, out=np.zeros_like(weight), where=weight > 0
+            )
+            means = np.where(known.any(0), means, np.nan)
+        low, high = np.quantile(means, [0.025, 0.975], axis=0)
+        return low, high
+
+    @property
+    def gaps(self) -> Tensor:
+        """(samples,) float64 what the corruption took from each sample: metric of the clean minus the corrupted run.
+
+        Raises:
+            WeightsmithError: effects that were not measured against a corruption.
+        """
+        if "clean" not in self.info or "corrupted" not in self.info:
+            raise WeightsmithError(
+                "these effects were measured without a corruption: they have no gap to be set against"
+            )
+        clean, corrupted = (torch.tensor(self.info[name], dtype=torch.float64) for name in ("clean", "corrupted"))
+        return clean - corrupted
+
+    def normalised(self) -> Effects:
+        """Each effect as a share of its sample's gap: 0 is the corrupted run, 1 the clean one.
+
+        Raises:
+            WeightsmithError: a gap of zero.
+        """
+        gaps = self.gaps
+        if (gaps == 0).any():
+            name = self.samples[int((gaps == 0).nonzero()[0])]
+            raise WeightsmithError(f"the corruption changes nothing of {name}: leave the sample out")
+        return replace(self, values=self.values / gaps[:, None], info=self.info | {"normalised": True})
+
+    def at(self, sites: Sequence[Site]) -> Effects:
+        """The effects at some of the sites. Raises `WeightsmithError` for a site that was not measured."""
+        place = {site: i for i, site in enumerate(self.sites)}
+        absent = [str(site) for site in sites if site not in place]
+        if absent:
+            raise WeightsmithError(f"the effect of {absent[0]} was not measured")
+        return replace(self, sites=tuple(sites), values=self.values[:, [place[site] for site in sites]])
 
     def top(self, count: int) -> list[Site]:
         """The sites of largest mean effect, largest first. Raises `WeightsmithError` when there are fewer."""
         if not 1 <= count <= len(self.sites):
             raise WeightsmithError(f"asked for the top {count} of {len(self.sites)} sites: ask for 1 to that many")
-        best = torch.argsort(self.mean(), descending=True, stable=True)[:count]
+        best = torch.argsort(self.mean().nan_to_num(nan=-torch.inf), descending=True, stable=True)[:count]
         return [self.sites[int(i)] for i in best]
 
     def top_layers(self, count: int) -> tuple[int, ...]:
-        """The blocks of largest mean effect, in the order of the network."""
+        """The blocks of largest mean effect, in the order of the network; a window counts for its middle block."""
         best: dict[int, float] = {}
         for site, value in zip(self.sites, self.mean().tolist(), strict=True):
-            if site.layer is not None:
-                best[site.layer] = max(value, best.get(site.layer, -float("inf")))
+            if site.centre is not None and value == value:  # NaN: no sample has the site
+                best[site.centre] = max(value, best.get(site.centre, -float("inf")))
         if not 1 <= count <= len(best):
             raise WeightsmithError(f"asked for the top {count} of {len(best)} layers: ask for 1 to that many")
         return tuple(sorted(sorted(best, key=lambda layer: -best[layer])[:count]))

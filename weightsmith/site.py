@@ -28,10 +28,15 @@ KINDS = MappingProxyType(
 )
 """Every kind of site and what lies there. A family's table says where each one is."""
 
-NAMED_TOKENS = ("cls", "patches", "last")
+SUBJECT_TOKENS = ("subject_first", "subject_middle", "subject_last", "after_first", "after_middle")
+"""Names of tokens that only a prompt with a subject has: of the subject, and of what follows it before the last token."""
+
+NAMED_TOKENS = ("cls", "patches", "last", *SUBJECT_TOKENS)
 _WITHOUT_LAYER = ("classifier.key", "classifier.value")
 _WITH_HEADS = ("attn.q", "attn.k", "attn.v", "attn.z")
-_TEXT = re.compile(r"(?P<kind>[a-z_.]+)(\[(?P<layer>\d+)(,(?P<head>\d+))?\])?(@(?P<tokens>[a-z0-9,:]+))?")
+_TEXT = re.compile(
+    r"(?P<kind>[a-z_.]+)(\[(?P<layer>\d{1,7})(:(?P<end>\d{1,7}))?(,(?P<head>\d{1,7}))?\])?(@(?P<tokens>[a-z0-9,:_]+))?"
+)
 
 
 @dataclass(frozen=True)
@@ -42,21 +47,25 @@ class Site:
         kind: a key of `KINDS`.
         layer: block, counted from 0; None for the classifier's sites.
         head: attention head, counted from 0; None means all heads.
-        tokens: "cls", "patches", "last", or token positions (sorted, without repeats); None means every token.
+        tokens: "cls", "patches", "last", a name of `SUBJECT_TOKENS`, or token positions (sorted, without repeats); None means every token.
+        span: a window of that many blocks, of which `layer` is the first; 1 is a single block.
 
     Raises:
-        WeightsmithError: an unknown kind, a head where there are none, a negative number.
+        WeightsmithError: an unknown kind, a head where there are none, a negative number, a span below 1.
 
     >>> Site.parse("attn.z[3,5]@cls")
     Site(kind='attn.z', layer=3, head=5, tokens='cls')
     >>> str(Site("resid.out", 4, tokens=(17, 0)))
     'resid.out[4]@0,17'
+    >>> [str(site) for site in Site.parse("mlp.out[2:4]@last").each()]
+    ['mlp.out[2]@last', 'mlp.out[3]@last']
     """
 
     kind: str
     layer: int | None = None
     head: int | None = None
     tokens: str | tuple[int, ...] | None = None
+    span: int = 1
 
     def __post_init__(self) -> None:
         if self.kind not in KINDS:
@@ -68,6 +77,10 @@ class Site:
             raise WeightsmithError(f"the site {self.kind} has no heads: {', '.join(_WITH_HEADS)} have")
         if min(self.layer or 0, self.head or 0) < 0:
             raise WeightsmithError(f"layer and head of the site {self.kind} count from 0 and cannot be negative")
+        if self.span < 1 or (self.span > 1 and self.layer is None):
+            raise WeightsmithError(
+                f"the window of the site {self.kind} must hold at least one block: write {self.kind}[4:7]"
+            )
         if isinstance(self.tokens, tuple):
             if not self.tokens or min(self.tokens) < 0:
                 raise WeightsmithError(f"the tokens of the site {self.kind} must be positions from 0, at least one")
@@ -83,20 +96,36 @@ class Site:
         match = _TEXT.fullmatch(text.strip())
         if match is None:
             raise WeightsmithError(
-                f"{text!r} is no site: write kind[layer], kind[layer,head], with @cls or @0,17,4:8 for tokens"
+                f"{text!r} is no site: write kind[layer], kind[layer,head] or kind[first:end], with @cls or @0,17,4:8 "
+                "for tokens"
             )
-        layer, head = (None if match[name] is None else int(match[name]) for name in ("layer", "head"))
+        layer, end, head = (None if match[name] is None else int(match[name]) for name in ("layer", "end", "head"))
+        span = 1 if end is None or layer is None else end - layer
         tokens = match["tokens"]
-        return cls(match["kind"], layer, head, _parse_tokens(tokens) if tokens and tokens[0].isdigit() else tokens)
+        at = _parse_tokens(tokens) if tokens and tokens[0].isdigit() else tokens
+        return cls(match["kind"], layer, head, at, span)
 
     def __str__(self) -> str:
-        place = "" if self.layer is None else f"[{self.layer}]" if self.head is None else f"[{self.layer},{self.head}]"
+        layers = f"{self.layer}" if self.layer is None or self.span == 1 else f"{self.layer}:{self.layer + self.span}"
+        head = "" if self.head is None else f",{self.head}"
+        place = "" if self.layer is None else f"[{layers}{head}]"
         tokens = _print_tokens(self.tokens) if isinstance(self.tokens, tuple) else self.tokens
         return self.kind + place + (f"@{tokens}" if tokens is not None else "")
 
     def at(self, tokens: str | tuple[int, ...] | None) -> Site:
         """The same place at other tokens."""
         return replace(self, tokens=tokens)
+
+    def each(self) -> tuple[Site, ...]:
+        """The sites of single blocks that a window stands for."""
+        if self.layer is None or self.span == 1:
+            return (self,)
+        return tuple(replace(self, layer=self.layer + i, span=1) for i in range(self.span))
+
+    @property
+    def centre(self) -> int | None:
+        """The middle block of a window (the later of two), the block itself without one; what curves are drawn at."""
+        return None if self.layer is None else self.layer + self.span // 2
 
 
 def _parse_tokens(text: str) -> tuple[int, ...]:

@@ -38,7 +38,7 @@ class TrainOptions:
     Attributes:
         epochs, batch_size, lr, weight_decay: as usual.
         warmup: share of all steps over which the learning rate rises.
-        augment: random views of the training images, "none", "light" or "dihedral".
+        augment: random views of the training images, "none", "light", "natural" or "dihedral".
         seed: of the order of the images and the views.
     """
 

@@ -6,12 +6,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from sklearn.neighbors import NearestCentroid
 
+from weightsmith.data.corruptions import Greyscale
 from weightsmith.data.npz import fingerprint
-from weightsmith.data.sources import digits, medmnist, open_data, open_part
+from weightsmith.data.sources import coloured_digits, digits, medmnist, open_data, open_part
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import default_cache_dir
+from weightsmith.run.job import model_name
 
 Arrays = dict[str, np.ndarray]
 Save = Callable[..., Path]
@@ -25,6 +29,46 @@ def test_digits_are_1797_grey_scans_over_the_whole_range() -> None:
     assert pixels.shape == (1797, 1, 8, 8)
     assert (int(pixels.min()), int(pixels.max()), len(pixels.unique())) == (0, 255, 17)
     assert train.digest() == digits().part("train").digest()
+
+
+def test_coloured_digits_are_the_digits_in_colour() -> None:
+    grey, coloured = digits().part("train"), coloured_digits().part("train")
+    pixels = coloured.pixels()
+    assert (pixels.shape, pixels.dtype) == ((1797, 3, 8, 8), torch.uint8)
+    assert coloured.labels.tolist() == grey.labels.tolist()
+    assert coloured.class_names == grey.class_names
+    assert coloured.source.startswith("d4c6a4aee933c65a")  # the same images on every machine
+    assert coloured.digest() == open_data("coloured-digits").part("train").digest() != grey.digest()
+    ink = grey.pixels()[:, 0]
+    chroma = pixels.int().amax(1) - pixels.int().amin(1)
+    assert int(chroma[ink == 0].max()) == 0
+    assert int(chroma[ink == 255].min()) > 80
+
+
+def learned(train: torch.Tensor, labels: np.ndarray) -> float:
+    """Accuracy of nearest centroids on every other image, learned from the rest."""
+    flat = train.flatten(1).numpy()
+    return float(NearestCentroid().fit(flat[::2], labels[::2]).score(flat[1::2], labels[1::2]))
+
+
+def test_greyscale_takes_the_cue_of_coloured_digits() -> None:
+    images = coloured_digits().part("train")
+    pixels, labels = images.pixels(), images.labels
+    hue = pixels.float().mean((2, 3))
+    grey = Greyscale()(pixels, torch.from_numpy(labels), 0)
+    brightness = grey.float().mean((1, 2, 3))
+    assert learned(hue - hue.mean(1, keepdim=True), labels) > 0.97  # colour alone
+    assert 0.2 < learned(grey, labels) < 0.6  # shape alone
+    assert learned(brightness[:, None], labels) < 0.2
+    # The ten hues have one luma: how dark the full strokes of a class are tells nothing of the class.
+    full = digits().part("train").pixels()[:, 0] == 255
+    luma = [float(grey[:, 0][(labels == digit)[:, None, None] & full.numpy()].float().mean()) for digit in range(10)]
+    assert max(luma) - min(luma) < 2.5
+
+
+def test_auto_takes_the_preset_of_the_digits_in_colour_too() -> None:
+    assert model_name("auto", "coloured-digits") == model_name("auto", "digits") == "digits"
+    assert model_name("small", "coloured-digits") == "small"
 
 
 def test_a_file_becomes_a_source(arrays: Arrays, save: Save, tmp_path: Path) -> None:
@@ -77,6 +121,7 @@ def image_folder(root: Path) -> Path:
 
 def test_data_is_digits_or_a_file_or_a_folder(arrays: Arrays, save: Save, tmp_path: Path) -> None:
     assert open_data("digits").name == "digits"
+    assert open_data("coloured-digits").name == "coloured-digits"
     assert open_data(str(save(arrays)), cache_dir=tmp_path / "cache").n_classes == 3
     place = str(image_folder(tmp_path / "pets"))
     assert open_data(place).part("train").pixels().shape == (4, 3, 224, 224)
@@ -85,7 +130,9 @@ def test_data_is_digits_or_a_file_or_a_folder(arrays: Arrays, save: Save, tmp_pa
 
 @pytest.mark.parametrize("spec", ["", "digit", "cells.csv", "cells.npz:test", "no/such/folder", "a\0b"])
 def test_anything_else_names_the_flag_and_the_forms(spec: str) -> None:
-    with pytest.raises(WeightsmithError, match=r'--data-path .*give "digits", .*\.npz file.*folder') as caught:
+    with pytest.raises(
+        WeightsmithError, match=r'--data-path .*give "digits", "coloured-digits", .*\.npz file.*folder'
+    ) as caught:
         open_data(spec)
     assert repr(spec) in str(caught.value)
 
@@ -113,6 +160,7 @@ def test_a_single_part_needs_no_suffix(arrays: Arrays, save: Save, tmp_path: Pat
     only_train = {key: array for key, array in arrays.items() if key.startswith("train")}
     assert len(open_part(str(save(only_train, "odd:name.npz")))) == 12
     assert len(open_part("digits")) == len(open_part("digits:train")) == 1797
+    assert len(open_part("coloured-digits")) == len(open_part("coloured-digits:train")) == 1797
     assert len(open_part(str(image_folder(tmp_path / "pets:new")), image_size=4)) == 4
 
 

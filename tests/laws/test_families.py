@@ -13,13 +13,22 @@ from weightsmith.errors import WeightsmithError
 from weightsmith.models import Family, Model, count_blocks, families, patch, record
 from weightsmith.site import KINDS, Site
 
-TOKENS = ("cls", "patches", "last", (0, 2))
+
+def tokens_of(model: Model) -> tuple[str | tuple[int, ...], ...]:
+    """Every way to name tokens of this model."""
+    return ("last", (0, 2)) if model.family.cls is None else ("cls", "patches", "last", (0, 2))
 
 
 @pytest.fixture
-def inputs(model: Model, random_pixels: Callable[..., Tensor]) -> Tensor:
-    """Three preprocessed images."""
-    return model.preprocess(random_pixels(3))
+def inputs(model: Model, random_inputs: Callable[..., Tensor]) -> Tensor:
+    """Three preprocessed images, or texts."""
+    made: Tensor = random_inputs(model, 3)
+    return made
+
+
+def n_tokens(model: Model, inputs: Tensor) -> int:
+    """Tokens of the inputs."""
+    return inputs.shape[1] if model.family.reads == "text" else model.n_tokens
 
 
 @pytest.fixture(autouse=True)
@@ -33,10 +42,11 @@ def parts(model: Model, site: Site) -> list[Site]:
     found = [site]
     if model.family.sites[site.kind].heads:
         assert site.layer is not None
-        assert model.n_heads(site.layer) > 1
-        found += [Site(site.kind, site.layer, head) for head in range(model.n_heads(site.layer))]
+        heads = model.n_heads(site.layer, site.kind)
+        assert heads > 1
+        found += [Site(site.kind, site.layer, head) for head in range(heads)]
     if model.family.has_tokens and model.family.sites[site.kind].tokens:
-        found += [place.at(tokens) for place in tuple(found) for tokens in TOKENS]
+        found += [place.at(tokens) for place in tuple(found) for tokens in tokens_of(model)]
     return found
 
 
@@ -64,10 +74,10 @@ def same_bits(a: Tensor, b: Tensor) -> bool:
 def test_the_tiny_model_has_several_layers_and_every_site_is_recorded(model: Model, inputs: Tensor) -> None:
     assert 2 <= model.n_layers <= 4
     run = record(model, inputs, model.sites())
-    assert same_bits(run.logits, model.module(inputs).logits)
+    assert same_bits(run.logits, model.logits(inputs))
     for site in model.sites():
         place = model.family.sites[site.kind]
-        batch_and_tokens = (3, model.n_tokens) if model.family.has_tokens and place.tokens else (3,)
+        batch_and_tokens = (3, n_tokens(model, inputs)) if model.family.has_tokens and place.tokens else (3,)
         assert tuple(run[site].shape[:-1]) == batch_and_tokens, str(site)
         assert run[site].std() > 1e-3, f"{site} is constant: the other laws would hold by accident"
 
@@ -114,7 +124,11 @@ def test_a_patch_writes_the_part_it_names_and_nothing_beside_it(model: Model, in
             inside = torch.zeros_like(expected, dtype=torch.bool)
             bound = model.bind(part)
             rows = slice(None) if bound.tokens is None else bound.tokens
-            columns = slice(None) if bound.columns is None else bound.columns
+            columns = slice(None)
+            if bound.columns is not None:  # counted in the whole site, which may itself be a part of its module
+                first = model.bind(site).columns
+                start = bound.columns.start - (0 if first is None else first.start)
+                columns = slice(start, start + bound.columns.stop - bound.columns.start)
             if inside.ndim == 3:
                 inside[:, rows, columns] = True
             else:
@@ -129,7 +143,7 @@ def test_heads_share_a_site_out_among_themselves(model: Model, inputs: Tensor) -
     assert bool(kinds) == (model.family.attention is not None)
     for kind in kinds:
         for layer in range(model.n_layers):
-            heads = [Site(kind, layer, head) for head in range(model.n_heads(layer))]
+            heads = [Site(kind, layer, head) for head in range(model.n_heads(layer, kind))]
             run = record(model, inputs, [Site(kind, layer), *heads])
             assert same_bits(torch.cat([run[head] for head in heads], -1), run[Site(kind, layer)])
 
@@ -142,12 +156,17 @@ def test_a_network_without_tokens_counts_none(model: Model) -> None:
 @pytest.mark.parametrize("family_name", having(lambda family: family.has_tokens))
 def test_token_names_mean_what_the_table_says(model: Model, inputs: Tensor) -> None:
     site = Site("resid.out", 1)
-    run = record(model, inputs, [site, *(site.at(tokens) for tokens in TOKENS)])
-    assert run[site].shape[1] == model.n_tokens
-    assert torch.equal(run[site.at("cls")], run[site][:, [model.family.cls]])
-    assert torch.equal(run[site.at("patches")], run[site][:, model.family.special :])
+    run = record(model, inputs, [site, *(site.at(tokens) for tokens in tokens_of(model))])
+    assert run[site].shape[1] == n_tokens(model, inputs)
     assert torch.equal(run[site.at("last")], run[site][:, -1:])
     assert torch.equal(run[site.at((0, 2))], run[site][:, [0, 2]])
+    if model.family.cls is None:
+        for tokens in ("cls", "patches"):
+            with pytest.raises(WeightsmithError, match="has no CLS token"):
+                model.bind(site.at(tokens))
+        return
+    assert torch.equal(run[site.at("cls")], run[site][:, [model.family.cls]])
+    assert torch.equal(run[site.at("patches")], run[site][:, model.family.special :])
     patches = model.n_tokens - model.family.special
     assert patches == round(patches**0.5) ** 2, "special tokens were counted as patches"
 
@@ -297,17 +316,24 @@ def test_sites_that_are_not_there_are_refused_by_name(model: Model, inputs: Tens
     missing = [kind for kind in KINDS if kind not in model.family.sites]
     wrong = [Site(kind, None if kind.startswith("classifier.") else 0) for kind in missing]
     too_deep = [Site(kind, model.n_layers) for kind in model.family.sites if not kind.startswith("classifier.")]
-    heads = [Site(kind, 0, model.n_heads(0)) for kind, place in model.family.sites.items() if place.heads]
+    heads = [Site(kind, 0, model.n_heads(0, kind)) for kind, place in model.family.sites.items() if place.heads]
     if model.family.has_tokens:
         tokens = [Site("resid.out", 0, tokens=(0, model.n_tokens)), Site("classifier.value", tokens="cls")]
+        if model.family.reads == "text":
+            tokens.append(Site("resid.out", 0, tokens=(inputs.shape[1],)))
     else:
         tokens = [Site("resid.out", 0, tokens="cls"), Site("resid.out", 0, tokens=(0,))]
     assert missing or heads
+
+    def pass_with(site: Site) -> None:
+        with patch(model, {site: torch.zeros(())}):
+            model.logits(inputs)
+
     for site in [*wrong, *too_deep, *heads, *tokens]:
         name = site.kind if site in wrong else str(site)
         for attempt in (
             lambda site=site: record(model, inputs, [site]),
-            lambda site=site: patch(model, {site: torch.zeros(())}).__enter__(),
+            lambda site=site: pass_with(site),
         ):
             with pytest.raises(WeightsmithError) as told:
                 attempt()

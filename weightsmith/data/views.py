@@ -1,16 +1,28 @@
-"""Other views of the same image: augmentation that keeps the class, and corruption that hides what it shows."""
+"""Other views of the same image: augmentation that keeps the class. What hides the class is in `corruptions`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weightsmith.data.corruptions import EmbeddingNoise, embedding_noise
 from weightsmith.errors import WeightsmithError, did_you_mean
+
+__all__ = [
+    "EmbeddingNoise",
+    "View",
+    "dihedral",
+    "embedding_noise",
+    "light",
+    "natural",
+    "random_view",
+    "unchanged",
+    "view",
+]
 
 View = Callable[[Tensor, torch.Generator], Tensor]
 """Maps images (n, channels, height, width) float in [0, 255] to one random view of each, same shape."""
@@ -44,12 +56,24 @@ def dihedral(images: Tensor, generator: torch.Generator) -> Tensor:
     return out
 
 
+def natural(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror every other image and shift by up to an eighth of the side: for photographs, as CIFAR-10 is trained."""
+    n = len(images)
+    mirrored = torch.rand(n, generator=generator) < 0.5
+    shift = (torch.rand(2, n, generator=generator) * 2 - 1) / 4
+    zero = torch.zeros(n)
+    across = torch.where(mirrored, -1.0, 1.0)
+    matrix = torch.stack([torch.stack([across, zero, shift[0]], 1), torch.stack([zero, zero + 1, shift[1]], 1)], 1)
+    grid = F.affine_grid(matrix.to(images.device), list(images.shape), align_corners=False)
+    return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
+
+
 def unchanged(images: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG001  (the signature of a View)
     """The image itself."""
     return images
 
 
-_VIEWS: dict[str, View] = {"none": unchanged, "light": light, "dihedral": dihedral}
+_VIEWS: dict[str, View] = {"none": unchanged, "light": light, "natural": natural, "dihedral": dihedral}
 
 
 def view(name: str, flag: str = "--views") -> View:
@@ -64,37 +88,7 @@ def random_view(pixels: Tensor, name: str, seed: int) -> Tensor:
 
     Args:
         pixels: (n, channels, height, width) uint8.
-        name: "none", "light" or "dihedral".
+        name: "none", "light", "natural" or "dihedral".
     """
     generator = torch.Generator().manual_seed(seed)
     return view(name)(pixels.float(), generator).round().clamp(0, 255).to(torch.uint8)
-
-
-@dataclass(frozen=True)
-class EmbeddingNoise:
-    """Gaussian noise on the embeddings of the patches (every token but the special ones), as ROME's tracing adds it.
-
-    Attributes:
-        scale: standard deviation in units of σ, the standard deviation of the clean embeddings at those positions.
-        samples: noise samples an image; the same for every site (common random numbers).
-        seed: of the noise.
-    """
-
-    scale: float = 3.0
-    samples: int = 32
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if self.samples < 1 or self.scale <= 0:
-            raise WeightsmithError("embedding noise needs at least one sample (--num-ablations) and a positive scale")
-
-    def draw(self, clean: Tensor, sigma: float, index: int) -> Tensor:
-        """(samples, positions, width) noise for image number `index` with embeddings `clean` (positions, width)."""
-        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        noise = torch.randn((self.samples, *clean.shape), generator=generator)
-        return (noise * (self.scale * sigma)).to(clean.device, clean.dtype)
-
-
-def embedding_noise(scale: float = 3.0, samples: int = 32, seed: int = 0) -> EmbeddingNoise:
-    """Noise of `scale` standard deviations on the patch embeddings."""
-    return EmbeddingNoise(scale, samples, seed)

@@ -1,5 +1,24 @@
-"""Which places in a network carry a decision: activations are restored or removed, and the effect is measured."""
+"""Which places in a network carry a decision: activations are restored or removed, and the effect is measured.
 
-from weightsmith.locate.trace import causal_trace
+`sweep` restores any list of sites in any cases, exactly; `grids` makes the lists; `causal_trace` is the sweep that a
+correction starts from.
+"""
 
-__all__ = ["causal_trace"]
+from weightsmith.locate import grids
+from weightsmith.locate.cases import Cases, ImageCases, Prompt, PromptCases
+from weightsmith.locate.metrics import METRICS
+from weightsmith.locate.sweep import Sweep, sweep
+from weightsmith.locate.trace import causal_trace, error_cases
+
+__all__ = [
+    "METRICS",
+    "Cases",
+    "ImageCases",
+    "Prompt",
+    "PromptCases",
+    "Sweep",
+    "causal_trace",
+    "error_cases",
+    "grids",
+    "sweep",
+]

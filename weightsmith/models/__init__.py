@@ -8,6 +8,7 @@ from weightsmith.models.family import Family, families
 from weightsmith.models.hooks import Recording, count_blocks, patch, record
 from weightsmith.models.model import Model
 from weightsmith.models.preprocess import Preprocess
+from weightsmith.models.split import Split, Trace
 from weightsmith.models.store import create, load, presets, registered_by, save
 
 __all__ = [
@@ -15,6 +16,8 @@ __all__ = [
     "Model",
     "Preprocess",
     "Recording",
+    "Split",
+    "Trace",
     "count_blocks",
     "create",
     "families",

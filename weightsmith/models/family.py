@@ -31,6 +31,7 @@ class Place:
         heads: the last axis is (heads, head width).
         tokens: the activation has a token axis.
         patch: writing there changes the pass; False where a hook sees a copy that nothing reads on.
+        part: (i, n): the site is the i-th of n equal parts of the last axis, where one module gives several things.
     """
 
     module: str
@@ -39,6 +40,7 @@ class Place:
     heads: bool = False
     tokens: bool = True
     patch: bool = True
+    part: tuple[int, int] | None = None
 
     def path(self, block: str) -> str:
         if self.module.startswith("/"):
@@ -56,6 +58,25 @@ class LinearPlace:
 
 
 @dataclass(frozen=True)
+class BlockParts:
+    """The modules of a pre-norm block, so that it can be run in parts: x + attention(norm1(x)), then + mlp(norm2(.)).
+
+    Attributes:
+        norm1, norm2, mlp: modules inside the block.
+        qkv: the projections to queries, keys and values, or one module that gives all three side by side.
+        output: the attention's output projection.
+        rotary: module that gives (cos, sin) of the positions, from the network's root; None where positions are embedded.
+    """
+
+    norm1: str
+    norm2: str
+    mlp: str
+    qkv: tuple[str, ...]
+    output: str
+    rotary: str | None = None
+
+
+@dataclass(frozen=True)
 class Family:
     """One architecture: blocks, tokens, sites and linear maps by module path."""
 
@@ -68,14 +89,21 @@ class Family:
     classifier: str
     sites: dict[str, Place]
     linear: dict[str, LinearPlace]
+    reads: Literal["images", "text"] = "images"
+    has_tokens: bool = False
     cls: int | None = None
     special: int = 0
     attention: str | None = None
     head_width: str | None = None
+    causal: bool = False
+    parts: BlockParts | None = None
 
     @property
-    def has_tokens(self) -> bool:
-        return self.cls is not None
+    def lookup(self) -> str | None:
+        """The tokens at which a whole input is read: CLS, or the last token of a text; None where there are no tokens."""
+        if not self.has_tokens:
+            return None
+        return "last" if self.cls is None else "cls"
 
     @classmethod
     def from_toml(cls, path: Path | str) -> Family:
@@ -96,9 +124,13 @@ class Family:
         table = _extended(table, name)
         try:
             table = _filled(table, table.get("root", ""))
-            sites = {kind: Place(**entry) for kind, entry in table["sites"].items()}
+            sites = {
+                kind: Place(**entry | ({"part": tuple(entry["part"])} if "part" in entry else {}))
+                for kind, entry in table["sites"].items()
+            }
             linear = {kind: LinearPlace(**entry) for kind, entry in table["linear"].items()}
-            tokens, attention, tail = table.get("tokens", {}), table.get("attention", {}), table["tail"]
+            tokens, attention, tail = table.get("tokens"), table.get("attention", {}), table["tail"]
+            parts = table.get("parts")
             family = cls(
                 name=Path(name).stem,
                 title=table["title"],
@@ -109,10 +141,14 @@ class Family:
                 classifier=tail["classifier"],
                 sites=sites,
                 linear=linear,
-                cls=tokens.get("cls"),
-                special=tokens.get("special", 0),
+                reads=table.get("reads", "images"),
+                has_tokens=tokens is not None,
+                cls=(tokens or {}).get("cls"),
+                special=(tokens or {}).get("special", 0),
                 attention=attention.get("module"),
                 head_width=attention.get("head_width"),
+                causal=attention.get("causal", False),
+                parts=None if parts is None else BlockParts(**parts | {"qkv": tuple(parts["qkv"])}),
             )
         except (KeyError, TypeError) as error:
             raise WeightsmithError(f"the family table {name!r} is incomplete or has a wrong entry: {error}") from error
@@ -120,8 +156,8 @@ class Family:
         if unknown:
             raise WeightsmithError(f"the family table {name!r} names the unknown site {unknown[0]!r}")
         sides = [place.side for place in sites.values() if place.side not in ("in", "out")]
-        if sides or family.pool not in (None, "cls"):
-            wrong = f"side {sides[0]!r}, not in or out" if sides else f"pool {family.pool!r}, not cls"
+        if sides or family.pool not in (None, "cls", "last"):
+            wrong = f"side {sides[0]!r}, not in or out" if sides else f"pool {family.pool!r}, not cls or last"
             raise WeightsmithError(f"the family table {name!r} has the {wrong}")
         return family
 
@@ -130,6 +166,10 @@ class Family:
         there = {name for name, _ in module.named_modules()}
         block = f"{self.blocks}.0"
         named = [self.blocks, self.classifier, *self.tail, *(place.path(block) for place in self.sites.values())]
+        if self.parts is not None:
+            parts = self.parts
+            named += [f"{block}.{path}" for path in (parts.norm1, parts.norm2, parts.mlp, *parts.qkv, parts.output)]
+            named += [parts.rotary] if parts.rotary else []
         missing = [path for path in named if path not in there]
         if missing:
             raise WeightsmithError(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
@@ -15,10 +15,25 @@ from weightsmith.delta import weights_hash
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.models.family import Family, Place
 from weightsmith.models.preprocess import Preprocess
-from weightsmith.site import Site
+from weightsmith.models.text import Tokenize
+from weightsmith.site import SUBJECT_TOKENS, Site
 
 _NAMES_ONLY = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "transformers_version")
 """Entries of a config that no forward pass depends on."""
+
+
+class _Reached(Exception):  # noqa: N818  (no error: it ends a pass that has given what was wanted)
+    """The first block was reached; what enters it is in `hidden`."""
+
+    def __init__(self, hidden: Tensor) -> None:
+        super().__init__()
+        self.hidden = hidden
+
+
+def linear_shape(module: nn.Module) -> tuple[int, int]:
+    """(inputs, outputs) of a linear map; GPT-2's Conv1D holds its weight the other way round."""
+    rows, columns = module.get_parameter("weight").shape
+    return (int(columns), int(rows)) if isinstance(module, nn.Linear) else (int(rows), int(columns))
 
 
 @dataclass(frozen=True)
@@ -37,7 +52,7 @@ class BoundSite:
     def read(self, activation: Tensor) -> Tensor:
         """The site in the module's activation: (batch, tokens, width), or (batch, width) where there are no tokens."""
         if self.tokens is not None:
-            activation = activation.index_select(1, self.tokens.to(activation.device))
+            activation = activation[:, self._positions(activation)]
         return activation if self.columns is None else activation[..., self.columns]
 
     def write(self, activation: Tensor, value: Tensor) -> Tensor:
@@ -50,27 +65,52 @@ class BoundSite:
         if self.tokens is None:
             written[..., columns] = value
         else:
-            written[:, self.tokens.to(activation.device), columns] = value
+            written[:, self._positions(activation), columns] = value
         return written
+
+    def _positions(self, activation: Tensor) -> Tensor:
+        """Where the tokens are in this pass; a text's length is known only here."""
+        assert self.tokens is not None
+        if int(self.tokens.max()) >= activation.shape[1]:
+            raise WeightsmithError(
+                f"the site {self.site} asks for token {int(self.tokens.max())}: there are 0 to {activation.shape[1] - 1}"
+            )
+        return self.tokens.to(activation.device)
 
 
 @dataclass(frozen=True, eq=False)
 class Model:
-    """A network, the family that names its sites, and how images reach it.
+    """A network, the family that names its sites, and how images or texts reach it.
 
     Attributes:
-        module: the network; its forward takes `pixel_values` and returns an object with `logits`.
+        module: the network; its forward takes `pixel_values` or `input_ids` and returns an object with `logits`.
         family: where its sites lie.
-        preprocess: from uint8 images to `pixel_values`.
-        class_names: one name a class.
+        encode: from uint8 images to `pixel_values`, or from text to token ids.
+        class_names: one name a class; empty for a language model, whose classes are the tokens of its vocabulary.
         name: where it was loaded from, for people.
     """
 
     module: nn.Module
     family: Family
-    preprocess: Preprocess
+    encode: Preprocess | Tokenize
     class_names: tuple[str, ...]
     name: str = "model"
+
+    @property
+    def preprocess(self) -> Preprocess:
+        """From uint8 images to `pixel_values`. Raises `WeightsmithError` for a language model."""
+        if not isinstance(self.encode, Preprocess):
+            raise WeightsmithError(
+                f"{self.name} is a {self.family.title} and reads no images: give an image classifier"
+            )
+        return self.encode
+
+    @property
+    def tokenize(self) -> Tokenize:
+        """From text to token ids. Raises `WeightsmithError` for an image classifier."""
+        if not isinstance(self.encode, Tokenize):
+            raise WeightsmithError(f"{self.name} is a {self.family.title} and reads no text: give a language model")
+        return self.encode
 
     @property
     def device(self) -> torch.device:
@@ -78,7 +118,11 @@ class Model:
 
     @property
     def n_classes(self) -> int:
-        return len(self.class_names)
+        """Entries of the logits: classes of a classifier, tokens of a language model's vocabulary."""
+        if self.class_names:
+            return len(self.class_names)
+        config: Any = self.module.config
+        return int(config.vocab_size)
 
     @cached_property
     def blocks(self) -> list[nn.Module]:
@@ -89,20 +133,21 @@ class Model:
     def n_layers(self) -> int:
         return len(self.blocks)
 
-    def n_heads(self, layer: int) -> int:
-        """Attention heads of a block; 0 where the family has no attention."""
+    def n_heads(self, layer: int, kind: str = "attn.z") -> int:
+        """Heads of a block at a kind of site; 0 where the family has no attention.
+
+        With grouped-query attention there are fewer at `attn.k` and `attn.v` than at `attn.q` and `attn.z`.
+        """
         if self.family.attention is None:
             return 0
-        out = self.module.get_submodule(self.family.sites["attn.z"].path(self._block(layer)))
-        assert isinstance(out, nn.Linear)
-        return out.in_features // self._head_width(layer)
+        return self._width(self._place(kind), layer) // self._head_width(layer)
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that a forward pass depends on: weights, config and preprocessing."""
         config: Any = getattr(self.module, "config", None)
         entries = config.to_dict() if hasattr(config, "to_dict") else {}
         said = {key: value for key, value in entries.items() if key not in _NAMES_ONLY}
-        text = json.dumps([weights_hash(self.module), said, asdict(self.preprocess)], sort_keys=True, default=str)
+        text = json.dumps([weights_hash(self.module), said, self.encode.describe()], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
     def sites(self) -> list[Site]:
@@ -116,9 +161,9 @@ class Model:
         return found
 
     def lookup(self, kind: str, layer: int | None = None) -> Site:
-        """The site where keys and values of a whole image are read: at CLS where there are tokens."""
+        """The site where keys and values of a whole input are read: at CLS, or at the last token of a text."""
         place = self._place(kind)
-        return Site(kind, layer, tokens="cls" if self.family.has_tokens and place.tokens else None)
+        return Site(kind, layer, tokens=self.family.lookup if place.tokens else None)
 
     def bind(self, site: Site) -> BoundSite:
         """Find a site in this network.
@@ -127,20 +172,26 @@ class Model:
             WeightsmithError: a site that the family has not, or a layer, head or token out of range.
         """
         place = self._place(site.kind)
+        if site.span > 1:
+            raise WeightsmithError(f"{site} is a window of {site.span} blocks, not one site: take each of its blocks")
         if site.layer is not None and site.layer >= self.n_layers:
             raise WeightsmithError(
                 f"the site {site} asks for layer {site.layer}: {self.name} has layers 0 to {self.n_layers - 1}"
             )
         columns: slice | None = None
+        if place.part is not None:
+            width = self._width(place, site.layer or 0)
+            columns = slice(place.part[0] * width, (place.part[0] + 1) * width)
         if site.head is not None:
             assert site.layer is not None
-            if site.head >= self.n_heads(site.layer):
+            heads = self.n_heads(site.layer, site.kind)
+            if site.head >= heads:
                 raise WeightsmithError(
-                    f"the site {site} asks for head {site.head}: that layer has heads 0 to "
-                    f"{self.n_heads(site.layer) - 1}"
+                    f"the site {site} asks for head {site.head}: that layer has heads 0 to {heads - 1}"
                 )
             width = self._head_width(site.layer)
-            columns = slice(site.head * width, (site.head + 1) * width)
+            start = (columns.start if columns is not None else 0) + site.head * width
+            columns = slice(start, start + width)
         path = place.path(self._block(site.layer) if site.layer is not None else "")
         return BoundSite(
             site=site,
@@ -179,10 +230,27 @@ class Model:
                 f"{flag} names {what}: this model has layers 0 to {self.n_layers - 1}, give each at most once"
             )
 
-    def logits(self, pixel_values: Tensor) -> Tensor:
-        """(n, classes) logits of preprocessed images (n, channels, size, size)."""
-        logits: Tensor = self.module(pixel_values).logits
-        return logits
+    def logits(self, inputs: Tensor) -> Tensor:
+        """(n, classes) logits of preprocessed images (n, channels, size, size), or of token ids (n, tokens) at the last."""
+        logits: Tensor = self.module(inputs).logits
+        return logits[:, -1] if self.family.pool == "last" else logits
+
+    def embed(self, inputs: Tensor) -> Tensor:
+        """(n, tokens, width) what enters the first block; the pass ends there."""
+
+        def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+            raise _Reached(args[0] if args else kwargs["hidden_states"])
+
+        handle = self.blocks[0].register_forward_pre_hook(stop, with_kwargs=True)
+        try:
+            self.module(inputs)
+        except _Reached as reached:
+            return reached.hidden
+        finally:
+            handle.remove()
+        raise WeightsmithError(
+            f"the forward pass never reached {self._block(0)}: the family table does not fit this model"
+        )
 
     def run_from(self, layer: int, hidden: Tensor) -> Tensor:
         """Logits when the forward pass starts at block `layer` with `hidden` as its input; n_layers runs the tail only.
@@ -190,17 +258,44 @@ class Model:
         Args:
             hidden: (n, tokens, width), or (n, width) where there are no tokens.
         """
+        context = self.context(hidden)
         for block in self.blocks[layer:]:
-            hidden = block(hidden)
+            hidden = block(hidden, **context)
         for path in self.family.tail:
             hidden = self.module.get_submodule(path)(hidden)
         if self.family.pool == "cls":
             hidden = hidden[:, self.family.cls]
         logits: Tensor = self.module.get_submodule(self.family.classifier)(hidden)
-        return logits
+        return logits[:, -1] if self.family.pool == "last" else logits
+
+    def context(self, hidden: Tensor) -> dict[str, Any]:
+        """What a block takes beside its input: in a language model the causal mask and the positions."""
+        if not self.family.causal:
+            return {}
+        from transformers.masking_utils import create_causal_mask
+
+        positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
+        mask = create_causal_mask(
+            config=self.module.config,
+            inputs_embeds=hidden,
+            attention_mask=None,
+            past_key_values=None,
+            position_ids=positions,
+        )
+        context = {"attention_mask": mask, "position_ids": positions}
+        if self.family.parts is not None and self.family.parts.rotary is not None:
+            context["position_embeddings"] = self.module.get_submodule(self.family.parts.rotary)(hidden, positions)
+        return context
 
     def _block(self, layer: int) -> str:
         return f"{self.family.blocks}.{layer}"
+
+    def _width(self, place: Place, layer: int) -> int:
+        """Entries of a kind of site at one token, in a module that is a linear map."""
+        module = self.module.get_submodule(place.path(self._block(layer)))
+        inputs, outputs = linear_shape(module)
+        width = inputs if place.side == "in" else outputs
+        return width // (place.part[1] if place.part is not None else 1)
 
     def _head_width(self, layer: int) -> int:
         assert self.family.attention is not None
@@ -221,13 +316,21 @@ class Model:
             return None
         if not (self.family.has_tokens and place.tokens):
             raise WeightsmithError(f"the site {site} names tokens where there are none: write {site.at(None)}")
-        count = self.n_tokens
+        if site.tokens in SUBJECT_TOKENS:
+            raise WeightsmithError(
+                f"the site {site} names tokens of a subject: only a sweep over prompts knows where they are"
+            )
+        if site.tokens in ("cls", "patches") and self.family.cls is None:
+            raise WeightsmithError(
+                f"the site {site} asks for {site.tokens}, and a {self.family.title} has no CLS token: name positions, or last"
+            )
         if site.tokens == "cls":
             return torch.tensor([self.family.cls])
+        if site.tokens == "last":
+            return torch.tensor([-1])
+        count = self.n_tokens
         if site.tokens == "patches":
             return torch.arange(self.family.special, count)
-        if site.tokens == "last":
-            return torch.tensor([count - 1])
         assert isinstance(site.tokens, tuple)
         if site.tokens[-1] >= count:
             raise WeightsmithError(f"the site {site} asks for token {site.tokens[-1]}: there are 0 to {count - 1}")
@@ -235,9 +338,11 @@ class Model:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of an image, special ones included; 0 where there are none."""
+        """Tokens of an image, special ones included; of a text the most that fit; 0 where there are none."""
         if not self.family.has_tokens:
             return 0
         config: Any = self.module.config
+        if self.family.reads == "text":
+            return int(config.max_position_embeddings)
         patch = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
         return self.family.special + (self.preprocess.size // int(patch)) ** 2

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import torch
 import torch.nn.functional as F
@@ -51,6 +51,10 @@ class Preprocess:
         mean = torch.tensor(self.mean, device=images.device).view(1, -1, 1, 1)
         std = torch.tensor(self.std, device=images.device).view(1, -1, 1, 1)
         return (images / 255 - mean) / std
+
+    def describe(self) -> dict[str, object]:
+        """What decides the numbers that come out, for a fingerprint."""
+        return asdict(self)
 
     def to_hugging_face(self) -> dict[str, object]:
         """The content of `preprocessor_config.json`, for users who load the folder with plain transformers."""

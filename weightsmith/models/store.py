@@ -15,11 +15,13 @@ import torch
 from torch import nn
 
 from weightsmith.errors import WeightsmithError, did_you_mean
-from weightsmith.files import atomic_folder
-from weightsmith.models.family import Family, family_of
+from weightsmith.files import atomic_folder, cause_of
+from weightsmith.models.family import Family, families, family_of
 from weightsmith.models.model import Model
 from weightsmith.models.preprocess import Preprocess
+from weightsmith.models.text import Tokenize
 
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "tokenizer_config.json")
 PRETRAINED = "google/vit-base-patch16-224"
 """The starting point of A3: a ViT-B/16 trained on ImageNet-21k and fine-tuned on ImageNet-1k."""
 
@@ -30,7 +32,7 @@ def presets() -> dict[str, dict[str, Any]]:
 
 
 def load(what: str | Path | nn.Module | Model, family: Family | None = None, device: str | None = None) -> Model:
-    """A trained classifier as a `Model`.
+    """A trained image classifier or language model as a `Model`.
 
     Args:
         what: a hub name, a Hugging Face folder, a run folder (its trained model), or a network in memory.
@@ -44,22 +46,27 @@ def load(what: str | Path | nn.Module | Model, family: Family | None = None, dev
     if isinstance(what, Model):
         return what
     if isinstance(what, nn.Module):
-        module, name, entries = what, type(what).__name__, {}
+        module, name, entries, tokenizer = what, type(what).__name__, {}, None
     else:
         name = str(what)
         folder = _model_folder(name)
         module = _pretrained(str(folder) if folder else name)
         entries = _processor_entries(folder)
+        tokenizer = _tokenizer(str(folder) if folder else name, module)
     if device is not None:
         module.to(device)
-    return wrap(module.eval(), family, entries, name)
+    return wrap(module.eval(), family, entries, name, tokenizer)
 
 
-def wrap(module: nn.Module, family: Family | None, processor: dict[str, object], name: str) -> Model:
+def wrap(
+    module: nn.Module, family: Family | None, processor: dict[str, object], name: str, tokenizer: Any | None = None
+) -> Model:
     """A network in memory as a `Model`; class names, size and channels come from its config."""
     family = family or family_of(module)
     family.check(module)
     config: Any = module.config
+    if family.reads == "text":
+        return Model(module, family, Tokenize(tokenizer), (), name)
     size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
     labels = config.id2label or {}
     names = tuple(str(labels.get(i, f"class {i}")) for i in range(config.num_labels))
@@ -103,13 +110,17 @@ def create(what: str, class_names: tuple[str, ...], seed: int, channels: int = 3
 def save(model: Model, folder: Path | str, card: str = "") -> None:
     """Write a Hugging Face folder (config, safetensors, processor, model card), atomically.
 
-    The folder loads in plain transformers: `AutoModelForImageClassification.from_pretrained(folder)`.
+    The folder loads in plain transformers: `AutoModelForImageClassification.from_pretrained(folder)`, or
+    `AutoModelForCausalLM` and `AutoTokenizer`.
     """
     module: Any = model.module
     with atomic_folder(folder) as temporary, quiet_transformers():
         module.save_pretrained(temporary)
-        processor = json.dumps(model.preprocess.to_hugging_face(), indent=2)
-        (temporary / "preprocessor_config.json").write_text(processor + "\n", encoding="utf-8")
+        if isinstance(model.encode, Preprocess):
+            processor = json.dumps(model.encode.to_hugging_face(), indent=2)
+            (temporary / "preprocessor_config.json").write_text(processor + "\n", encoding="utf-8")
+        elif model.encode.tokenizer is not None:
+            model.encode.tokenizer.save_pretrained(temporary)
         if card:
             (temporary / "README.md").write_text(card, encoding="utf-8")
 
@@ -154,7 +165,7 @@ def _looks_like_hub_name(name: str) -> bool:
 
 
 def _pretrained(name: str) -> nn.Module:
-    from transformers import AutoModelForImageClassification
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification
 
     import weightsmith.models.mlp  # noqa: F401  (registers the plain MLP with the Auto classes)
 
@@ -163,7 +174,9 @@ def _pretrained(name: str) -> nn.Module:
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         with quiet_transformers():
-            module, report = AutoModelForImageClassification.from_pretrained(name, output_loading_info=True)
+            kind = AutoConfig.from_pretrained(name).model_type
+            auto = AutoModelForCausalLM if kind in _text_types() else AutoModelForImageClassification
+            module, report = auto.from_pretrained(name, output_loading_info=True)
     except Exception as error:  # OSError, ValueError, safetensors' and the hub's own types: all mean "not loadable"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if Path(name).is_dir():
@@ -184,6 +197,28 @@ def _pretrained(name: str) -> nn.Module:
             f"the weights in {name} {what}: they belong to another architecture, depth or class count"
         )
     return module  # type: ignore[no-any-return]
+
+
+def _text_types() -> set[str]:
+    """The model types, as configs name them, of the language models that a family describes."""
+    return {kind for family in families().values() if family.reads == "text" for kind in family.model_types}
+
+
+def _tokenizer(name: str, module: nn.Module) -> Any | None:
+    """The tokenizer saved beside a language model, None where there is none."""
+    config: Any = module.config
+    if config.model_type not in _text_types():
+        return None
+    if Path(name).is_dir() and not any((Path(name) / file).is_file() for file in _TOKENIZER_FILES):
+        return None
+    from transformers import AutoTokenizer
+
+    try:
+        with quiet_transformers():
+            return AutoTokenizer.from_pretrained(name)
+    except Exception as error:
+        reason = cause_of(error)
+        raise WeightsmithError(f"the tokenizer in {name} cannot be loaded ({reason}): save it again") from error
 
 
 def _from_config(entries: dict[str, Any], what: str) -> nn.Module:

@@ -5,20 +5,50 @@ rich renderable, text. Nothing is measured here, nothing is read from a run fold
 """
 
 from weightsmith.report.card import model_card
+from weightsmith.report.locate_page import LocateInputs, build_locate
+from weightsmith.report.maps import (
+    layer_curve_rows,
+    layer_curves,
+    layer_head_map,
+    layer_head_rows,
+    layer_token_map,
+    layer_token_rows,
+    patch_weight_rows,
+    patch_weights,
+    screen_rows,
+    screen_scatter,
+    token_map_rows,
+    token_maps,
+)
 from weightsmith.report.page import EditedBatch, ReportInputs, build
 from weightsmith.report.plots import as_data_uri, confusion_matrices, layer_importance, save, training_curve
-from weightsmith.report.terminal import evaluation_table, layer_bars
+from weightsmith.report.terminal import evaluation_table, layer_bars, site_table
 
 __all__ = [
     "EditedBatch",
+    "LocateInputs",
     "ReportInputs",
     "as_data_uri",
     "build",
+    "build_locate",
     "confusion_matrices",
     "evaluation_table",
     "layer_bars",
+    "layer_curve_rows",
+    "layer_curves",
+    "layer_head_map",
+    "layer_head_rows",
     "layer_importance",
+    "layer_token_map",
+    "layer_token_rows",
     "model_card",
+    "patch_weight_rows",
+    "patch_weights",
     "save",
+    "screen_rows",
+    "screen_scatter",
+    "site_table",
+    "token_map_rows",
+    "token_maps",
     "training_curve",
 ]

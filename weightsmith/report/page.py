@@ -106,21 +106,19 @@ def build(inputs: ReportInputs) -> str:
         "config": flat(inputs.config),
         "env": flat(inputs.env),
     }
-    return _environment().get_template("page.html.j2").render(context)
+    return environment().get_template("page.html.j2").render(context)
 
 
 @cache
-def _environment() -> Environment:
-    """Everything that comes from data is escaped: a class or a file may be called `<script>`."""
+def environment() -> Environment:
+    """What renders the templates. Everything from data is escaped: a class or a file may be called `<script>`."""
     loader = PackageLoader("weightsmith.report", "")
-    environment = Environment(
-        loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters.update(percent=percent, bounds=bounds, part_title=part_title, number=number)
-    return environment
+    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    made.filters.update(percent=percent, bounds=bounds, part_title=part_title, number=number)
+    return made
 
 
-def _figure(figure: Figure, alt: str, pixels_per_inch: int = 80) -> dict[str, object]:
+def embedded(figure: Figure, alt: str, pixels_per_inch: int = 80) -> dict[str, object]:
     """A figure with the width below which its text could not be read, so that it scrolls, and the one above which it is
     coarse.
     """
@@ -160,7 +158,7 @@ def _training(rows: Sequence[Row]) -> dict[str, Any] | None:
         epoch, share = number(rows[best]["epoch"]), percent(number(rows[best]["val_accuracy"]))
         summary += f" The best validation accuracy, {share}, was reached in epoch {epoch:g}; its weights are kept."
     alt = f"Loss and accuracy by epoch on training and validation images. {summary}"
-    return {"figure": _figure(plots.training_curve(rows), alt, 60), "summary": summary, "rows": rows}
+    return {"figure": embedded(plots.training_curve(rows), alt, 60), "summary": summary, "rows": rows}
 
 
 def _layers(effects: Effects | None) -> dict[str, Any] | None:
@@ -174,7 +172,7 @@ def _layers(effects: Effects | None) -> dict[str, Any] | None:
     alt = f"Bar chart. {title}. Largest: {largest}."
     return {
         "title": title,
-        "figure": _figure(plots.layer_importance(effects), alt, 64),
+        "figure": embedded(plots.layer_importance(effects), alt, 64),
         "rows": [{**row, "label": label} for row, label in zip(rows, labels, strict=True)],
     }
 
@@ -230,7 +228,7 @@ def _confusion(
     crowded = len(names) > plots.MOST_CELLS_WITH_TEXT
     return {
         "part": part,
-        "figure": _figure(plots.confusion_matrices(before, after, names), alt, 90 if crowded else 60),
+        "figure": embedded(plots.confusion_matrices(before, after, names), alt, 90 if crowded else 60),
         "changes": [
             (method, true, given, int(before[true, given]), int(counts[true, given]))
             for method, counts in after.items()

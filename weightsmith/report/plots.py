@@ -51,7 +51,7 @@ _TARGETS = {"predicted": "the class that the model gives", "label": "the wanted 
 
 
 @contextmanager
-def _style() -> Iterator[None]:
+def style() -> Iterator[None]:
     """Our settings while the block runs. A class name in a script that the font lacks is drawn as boxes, silently."""
     with rc_context(_SETTINGS), warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Glyph .* missing from")
@@ -66,7 +66,7 @@ def training_curve(rows: Sequence[Row]) -> Figure:
     """
     epochs = [number(row["epoch"]) for row in rows]
     best = best_epoch(rows)
-    with _style():
+    with style():
         figure = Figure(figsize=(9.5, 3.6), layout="constrained")
         for axes, measure in zip(figure.subplots(1, 2), ("loss", "accuracy"), strict=True):
             for part, label, colour, line in (("train", "training", BLUE, "-"), ("val", "validation", VERMILION, "--")):
@@ -108,7 +108,7 @@ def layer_importance(effects: Effects) -> Figure:
     by_number = all(label.isdigit() for label in labels)
     means = np.array([row["mean"] for row in table])
     spread = np.array([[row["mean"] - row["low"], row["high"] - row["mean"]] for row in table]).T
-    with _style():
+    with style():
         figure = Figure(figsize=(min(max(5.5, 0.5 * len(table) + 1.5), 16), 3.8), layout="constrained")
         axes = figure.subplots()
         places = np.arange(len(table))
@@ -149,10 +149,10 @@ def confusion_matrices(before: np.ndarray, after: Mapping[str, np.ndarray], clas
     columns = min(len(panels), 2 if crowded else 3)
     lines = -(-len(panels) // columns)  # rounded up
     side = max(2.6, count * (0.165 if crowded else 0.42))
-    names = [_short(name, 16 if crowded else 24) for name in class_names]
+    names = [short(name, 16 if crowded else 24) for name in class_names]
     letters = max((len(name) for name in names), default=0)
     label_room = 0.3 + letters * (0.05 if crowded else 0.066)  # inches; labels under a panel stand upright or slant
-    with _style():
+    with style():
         size = (
             columns * (side + 0.25) + label_room + 1.0,
             lines * (side + label_room * (1 if crowded else 0.72) + 0.8) + 0.45,
@@ -228,7 +228,8 @@ def _right(counts: np.ndarray) -> str:
     return f"{100 * counts.trace() / total:.1f}% of {total} right" if total else "no images"
 
 
-def _short(name: str, length: int) -> str:
+def short(name: str, length: int) -> str:
+    """A name cut to at most `length` characters, the last of them then an ellipsis."""
     return name if len(name) <= length else name[: length - 1].rstrip() + "…"
 
 
@@ -245,7 +246,7 @@ def as_data_uri(figure: Figure) -> str:
 
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
-    with _style():
+    with style():
         figure.savefig(
             buffer, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.08, metadata={"Software": None}
         )

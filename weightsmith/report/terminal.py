@@ -64,11 +64,27 @@ class Bar:
 def layer_bars(effects: Effects) -> Table:
     """Mean effect of each layer, its 95% interval, a bar and its rank."""
     rows = effects.table()
-    labels = layer_labels([row["layer"] for row in rows], [row["site"] for row in rows])
+    return _bars(effects, "layer", rows, layer_labels([row["layer"] for row in rows], [row["site"] for row in rows]))
+
+
+def site_table(effects: Effects, most: int = 15) -> Table:
+    """The `most` sites of largest mean effect, largest first: 95% interval, a bar and rank; told of how many.
+
+    Raises:
+        WeightsmithError: no sites, or a `most` below 1.
+    """
+    rows = effects.at(effects.top(min(most, len(effects.sites)))).table()
+    table = _bars(effects, "site", rows, [row["site"] for row in rows])
+    if len(rows) < len(effects.sites):
+        table.caption = f"the largest {len(rows)} of {len(effects.sites):,} sites"
+    return table
+
+
+def _bars(effects: Effects, heading: str, rows: Sequence[Row], labels: Sequence[str]) -> Table:
     means = [row["mean"] for row in rows if math.isfinite(row["mean"])]
     low, high = min(means, default=0.0), max(means, default=0.0)
     table = Table(title=Text(effects_title(effects)), box=box.SIMPLE_HEAD)
-    table.add_column("layer", justify="right", no_wrap=True)
+    table.add_column(heading, justify="right", no_wrap=True)
     table.add_column("effect", justify="right", no_wrap=True)
     table.add_column("95% interval", justify="right", no_wrap=True)
     table.add_column("")  # the one column that may shrink

@@ -131,10 +131,10 @@ def check_device(name: str) -> str:
 
 
 def model_name(model: str, data_path: str) -> str:
-    """What `--model auto` means: the digits' preset for the digits, else the pretrained ViT."""
+    """What `--model auto` means: the digits' preset for the digits, grey or coloured, else the pretrained ViT."""
     if model != "auto":
         return model
-    return "digits" if data_path == "digits" else PRETRAINED
+    return "digits" if data_path in ("digits", "coloured-digits") else PRETRAINED
 
 
 def start_of(options: RunOptions | BaselineOptions) -> str:

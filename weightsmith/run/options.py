@@ -24,7 +24,7 @@ class JobOptions:
     """What every job that trains has: a model, how it is trained, and where its files go."""
 
     model: str = "auto"
-    """Hub name or folder to fine-tune with a new head, a preset (digits, small) or a JSON config to train from scratch.
+    """Hub name or folder to fine-tune with a new head, a preset (digits, small, cifar) or a JSON config to train from scratch.
     `auto` takes google/vit-base-patch16-224, and for the digits their preset."""
     epochs: int | None = None
     """Training epochs [10; a preset brings its own]."""
@@ -34,7 +34,7 @@ class JobOptions:
     """Learning rate [run 1e-4, baseline 5e-5; a preset brings its own]."""
     weight_decay: float | None = None
     """AdamW's weight decay [0.01; a preset brings its own]."""
-    augment: Literal["none", "light", "dihedral"] | None = None
+    augment: Literal["none", "light", "natural", "dihedral"] | None = None
     """Random views of training images [none; a preset brings its own]."""
     pin_memory: bool = True
     """Page-locked batches, on CUDA only."""
@@ -137,7 +137,7 @@ class RunOptions(JobOptions):
     closed_form: bool = False
     """Head editing: one closed-form solve instead of gradient steps."""
 
-    views: Literal["none", "light", "dihedral"] = "light"
+    views: Literal["none", "light", "natural", "dihedral"] = "light"
     """Augmented views of edited images on which generalisation is measured."""
     n_views: int = 8
     """Views an edited image."""

@@ -1,0 +1,506 @@
+from __future__ import annotations
+
+import itertools
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from matplotlib.collections import FillBetweenPolyCollection, PathCollection
+from matplotlib.figure import Figure
+from PIL import Image
+
+from weightsmith.effects import Effects
+from weightsmith.errors import WeightsmithError
+from weightsmith.report import maps, plots
+from weightsmith.site import SUBJECT_TOKENS, Site
+
+
+def measured(sites, samples=6, seed=0, **info):
+    """Effects around a mean that differs by site, of either sign."""
+    random = np.random.default_rng(seed)
+    values = random.normal(size=len(sites)) + 0.3 * random.normal(size=(samples, len(sites)))
+    names = tuple(f"val/{i}" for i in range(samples))
+    return Effects(tuple(sites), torch.tensor(values), names, "probability", {"target": "predicted", **info})
+
+
+def layers(kind="mlp.out", count=6, tokens="cls", span=1):
+    return [Site(kind, layer, tokens=tokens, span=span) for layer in range(count - span + 1)]
+
+
+def heads(count=4, number=3, kind="attn.z"):
+    return [Site(kind, layer, head) for layer in range(count) for head in range(number)]
+
+
+def positions(tokens=5, count=4, kind="resid.out", block=1, span=1):
+    return [
+        Site(kind, layer, tokens=tuple(range(first, min(first + block, tokens))), span=span)
+        for first in range(0, tokens, block)
+        for layer in range(count - span + 1)
+    ]
+
+
+def join(*effects):
+    values = torch.cat([found.values for found in effects], 1)
+    return replace(effects[0], sites=sum((found.sites for found in effects), ()), values=values)
+
+
+def rendered(figure: Figure, tmp_path) -> Image.Image:
+    """The picture, with nothing cut off at its edges."""
+    plots.save(figure, tmp_path / "x.png")
+    image = Image.open(tmp_path / "x.png").convert("L")
+    pixels = np.asarray(image)
+    assert (pixels[[0, -1]] == 255).all()
+    assert (pixels[:, [0, -1]] == 255).all()
+    assert max(image.size) < 2600
+    return image
+
+
+def panels(figure):
+    """The heat maps and overlays: axes that hold an image, without the colour bar's."""
+    return [axes for axes in figure.axes if axes.images]
+
+
+def same(first, second):
+    return np.testing.assert_array_equal(np.ma.filled(np.ma.asarray(first, float), np.nan), np.asarray(second, float))
+
+
+# --- curves
+
+
+@pytest.mark.parametrize(
+    "effects",
+    [
+        [measured(layers() + layers("attn.out") + layers(span=3))],
+        [measured(layers()), measured(layers(span=3), samples=3)],
+        [measured(layers(tokens=None) + layers(tokens="last") + layers(tokens=(2, 3)))],
+        [measured(layers(count=1))],
+        [measured(layers(), samples=1)],
+        [measured([site for name in SUBJECT_TOKENS for site in layers(tokens=name, count=48)])],
+        [
+            measured(
+                [
+                    s
+                    for kind in ("mlp.out", "attn.out", "resid.out")
+                    for span in (1, 3, 5)
+                    for s in layers(kind, span=span)
+                ]
+            )
+        ],
+    ],
+    ids=["windows", "two", "tokens", "one layer", "one sample", "subject", "many"],
+)
+def test_curves_draw_exactly_their_rows(effects, tmp_path):
+    rows = maps.layer_curve_rows(effects)
+    figure = maps.layer_curves(effects)
+    groups = [
+        list(g) for _, g in itertools.groupby(rows, lambda r: (r["kind"], r["tokens"], r["window"], r["measurement"]))
+    ]
+    lines = [line for axes in figure.axes for line in axes.lines if line.get_marker() != "None"]
+    drawn = {(tuple(line.get_xdata()), tuple(line.get_ydata())) for line in lines}
+    assert len(lines) == len(groups)
+    assert drawn == {(tuple(r["layer"] for r in g), tuple(r["mean"] for r in g)) for g in groups}
+    bands = [c for axes in figure.axes for c in axes.collections if isinstance(c, FillBetweenPolyCollection)]
+    bounds = {value for r in rows for value in (r["low"], r["high"])}
+    for band in bands:
+        heights = {y for path in band.get_paths() for y in path.vertices[:, 1]}
+        assert heights <= bounds
+    assert sum(len(found.sites) for found in effects) == len(rows)
+    rendered(figure, tmp_path)
+
+
+def test_a_window_stands_dashed_at_its_middle_right_after_the_single_layers_of_its_kind():
+    effects = measured(layers(span=3) + layers("attn.out") + layers())
+    axes = maps.layer_curves([effects]).axes[0]
+    lines = [line for line in axes.lines if line.get_marker() != "None"]
+    assert [line.get_label() for line in lines] == [
+        "mlp.out, single layer",
+        "mlp.out, window of 3",
+        "attn.out, single layer",
+    ]
+    single, window, other = lines
+    assert (single.get_linestyle(), other.get_linestyle()) == ("-", "-")
+    assert window.is_dashed()
+    assert list(window.get_xdata()) == [1, 2, 3, 4]
+    assert single.get_color() == window.get_color() != other.get_color()
+
+
+def test_a_window_alone_says_that_the_single_layers_are_missing():
+    legend = maps.layer_curves([measured(layers(span=3))]).legends[0]
+    assert [text.get_text() for text in legend.texts] == ["mlp.out, window of 3 (single layers not measured)"]
+
+
+def test_lines_that_differ_in_nothing_else_are_told_apart():
+    effects = [measured(layers()), measured(layers(), seed=1), measured(layers(), seed=2, sever=["attn.out"])]
+    figure = maps.layer_curves(effects)
+    assert [text.get_text() for text in figure.legends[0].texts] == [
+        "mlp.out, single layer (measurement 1)",
+        "mlp.out, single layer (measurement 2)",
+        "mlp.out, single layer, attn.out severed",
+    ]
+    faces = [line.get_markerfacecolor() for line in figure.axes[0].lines if line.get_marker() != "None"]
+    assert faces[1:] == ["white", "white"] != faces[:2]
+
+
+def test_many_lines_get_panels_on_one_scale():
+    kinds = ("mlp.out", "attn.out", "resid.out", "resid.mid")
+    effects = measured([site for kind in kinds for span in (1, 3) for site in layers(kind, span=span)])
+    figure = maps.layer_curves([effects])
+    assert [axes.get_title() for axes in figure.axes] == list(kinds)
+    assert len({axes.get_ylim() for axes in figure.axes}) == 1
+
+
+def test_kinds_have_colours_of_their_own():
+    kinds = ("resid.in", "resid.mid", "resid.out", "attn.out", "mlp.key", "mlp.out", "mlp.value")
+    lines = maps._looks([maps._Line(kind, "", 1, "", 1) for kind in kinds], tokens_apart=False)
+    assert len({look["color"] for look in lines.values()}) == len(kinds)
+
+
+def test_one_sample_has_no_interval_and_samples_without_the_site_do_not_count():
+    one = measured(layers(), samples=1)
+    assert all(math.isnan(row["low"]) for row in maps.layer_curve_rows([one]))
+    values = measured(layers()).values.clone()
+    values[1:, 2] = values[:, 4] = math.nan
+    rows = maps.layer_curve_rows([replace(measured(layers()), values=values)])
+    assert [math.isnan(row["low"]) for row in rows] == [False, False, True, False, True, False]
+    assert [row["n"] for row in rows] == [6, 6, 1, 6, 0, 6]
+
+
+def test_curves_leave_heads_many_positions_and_the_classifier_to_others():
+    sites = [*heads(), *positions(tokens=20), Site("classifier.value"), *layers()]
+    assert {row["site"] for row in maps.layer_curve_rows([measured(sites)])} == {str(site) for site in layers()}
+    for nothing in ([], heads(), positions(tokens=20)):
+        with pytest.raises(WeightsmithError, match="no curves"):
+            maps.layer_curves([measured(nothing)] if nothing else [])
+
+
+def test_different_metrics_share_no_axis():
+    effects = measured(layers())
+    with pytest.raises(WeightsmithError, match="in probability and in negative KL divergence"):
+        maps.layer_curves([effects, replace(effects, metric="kl")])
+    shares = replace(effects, info={"normalised": True})
+    with pytest.raises(WeightsmithError, match="share"):
+        maps.layer_curves([effects, shares])
+    assert maps.layer_curves([shares]).axes[0].get_ylabel() == "mean effect (share of the corruption's effect)"
+
+
+# --- heat maps
+
+
+RAGGED = [site for site in heads(6, 8) if site.layer % 2 or site.head < 5]
+
+
+@pytest.mark.parametrize("sites", [heads(), heads(1, 1), heads(48, 64), RAGGED, heads()[3:4] + heads()[7:9]])
+@pytest.mark.parametrize("samples", [1, 6])
+def test_the_head_map_draws_exactly_its_rows(sites, samples, tmp_path):
+    effects = measured(sites, samples)
+    figure = maps.layer_head_map(effects)
+    rows = maps.layer_head_rows(effects)
+    (axes,) = panels(figure)
+    labels = [sorted({row[name] for row in rows}) for name in ("layer", "head")]
+    cells = np.full([len(found) for found in labels], np.nan)
+    for row in rows:
+        cells[labels[0].index(row["layer"]), labels[1].index(row["head"])] = row["mean"]
+    same(axes.images[0].get_array(), cells)
+    assert len(rows) == len(sites)
+    norm = axes.images[0].norm
+    assert norm.vmax == -norm.vmin == pytest.approx(np.nanmax(np.abs(cells)))
+    marked = [row for row in rows if row["marked"]]
+    dots = [c for c in axes.collections if isinstance(c, PathCollection)]
+    places = {tuple(place) for c in dots for place in c.get_offsets().round().astype(int)}
+    assert places == {(labels[1].index(row["head"]), labels[0].index(row["layer"])) for row in marked}
+    assert bool(marked) == (samples > 1 and any(row["low"] * row["high"] > 0 for row in rows))
+    assert bool(axes.texts) == (max(cells.shape) <= maps.MOST_CELLS_WITH_TEXT)
+    rendered(figure, tmp_path)
+
+
+def test_marked_cells_are_those_whose_interval_excludes_zero():
+    values = torch.tensor([[1.0, -1.0, 1.0, 0.0], [1.1, -1.2, -1.0, 0.0]])
+    effects = Effects(tuple(heads(1, 4)), values.double(), ("a", "b"), "probability")
+    assert [row["marked"] for row in maps.layer_head_rows(effects)] == [True, True, False, False]
+
+
+def test_cell_numbers_have_digits_at_every_scale_and_no_minus_nought():
+    for scale, texts in (
+        (1.0, ["1.00", "−0.50", "0.00"]),
+        (0.02, ["0.020", "−0.010", "0.000"]),
+        (3e-5, ["3.00", "−1.50", "0.00"]),
+    ):
+        values = scale * torch.tensor([[1.0, -0.5, -1e-9]]).double()
+        figure = maps.layer_head_map(Effects(tuple(heads(1, 3)), values, ("a",), "probability"))
+        assert [text.get_text() for text in panels(figure)[0].texts] == texts
+        assert ("× 10⁻⁵" in figure.axes[-1].get_ylabel()) == (scale < 1e-3)
+
+
+def test_queries_and_keys_have_a_panel_each_on_one_scale(tmp_path):
+    effects = measured(
+        [*heads(kind="attn.q"), *heads(kind="attn.k"), *[site.at("cls") for site in heads(kind="attn.k")]]
+    )
+    figure = maps.layer_head_map(effects)
+    assert [axes.get_title() for axes in panels(figure)] == ["attn.q", "attn.k", "attn.k at CLS"]
+    assert len({(axes.images[0].norm.vmin, axes.images[0].norm.vmax) for axes in panels(figure)}) == 1
+    rendered(figure, tmp_path)
+
+
+TEXT = ["The", " Space", " Need", "le", "\n"]
+
+
+@pytest.mark.parametrize(
+    ("sites", "labels", "subject"),
+    [
+        (positions(), TEXT, (0, 4)),
+        (positions(), None, None),
+        (positions(1, 1), None, None),
+        (positions(500, 48), [f"a long token of the text {i}" for i in range(500)], (100, 103)),
+        (positions(50, 12, block=7), None, None),
+        (positions() + positions(kind="mlp.out", span=3) + positions(kind="attn.out", span=3), TEXT, (1, 3)),
+        ([site for name in (*SUBJECT_TOKENS, "last", "cls") for site in layers(tokens=name)], None, None),
+    ],
+    ids=["text", "image", "one", "long", "blocks", "windows", "names"],
+)
+def test_the_token_map_draws_exactly_its_rows(sites, labels, subject, tmp_path):
+    effects = measured(sites, samples=2)
+    figure = maps.layer_token_map(effects, labels, subject)
+    rows = maps.layer_token_rows(effects, labels, subject)
+    assert {row["site"] for row in rows} == {str(site) for site in sites}
+    tokens = list(dict.fromkeys(row["tokens"] for row in rows))
+    columns = sorted({row["layer"] for row in rows})
+    for axes, panel in zip(panels(figure), dict.fromkeys(row["panel"] for row in rows), strict=True):
+        cells = np.full((len(tokens), len(columns)), np.nan)
+        for row in rows:
+            if row["panel"] == panel:
+                cells[tokens.index(row["tokens"]), columns.index(row["layer"])] = row["mean"]
+        same(axes.images[0].get_array(), cells)
+        assert axes.get_title() == panel
+    image = rendered(figure, tmp_path)
+    assert image.height < 2000
+    shown = [label.get_text() for label in panels(figure)[0].get_yticklabels()]
+    known = {row["label"] for row in rows}
+    assert set(shown) <= known
+    if len(tokens) < 50:
+        assert len(shown) == len(tokens)
+    if subject:
+        starred = {row["label"] for row in rows if row["subject"]}
+        assert all(label.endswith("*") for label in starred)
+        assert starred & set(shown)
+
+
+def test_token_labels_are_legible_and_in_order():
+    rows = maps.layer_token_rows(measured(positions()), TEXT, (1, 4))
+    assert list(dict.fromkeys(row["label"] for row in rows)) == ["The", "Space*", "Need*", "le*", r"\n"]
+    rows = maps.layer_token_rows(measured(positions(2)), ["x*", "  "], (1, 2))
+    assert list(dict.fromkeys((row["label"], row["subject"]) for row in rows)) == [("x*", False), ("␣*", True)]
+    names = [Site("resid.out", 0, tokens=tokens) for tokens in ("last", "subject_last", (7,), "cls", (2, 3), (4, 9))]
+    rows = maps.layer_token_rows(measured(names))
+    assert [row["label"] for row in rows] == ["CLS", "2 to 3", "4, 9", "7", "last subject token", "last token"]
+    assert [row["label"] for row in maps.layer_token_rows(measured(positions(2, 1)))] == ["CLS", "1"]
+
+
+def test_maps_say_what_to_measure_when_there_is_nothing_to_draw():
+    with pytest.raises(WeightsmithError, match="single heads"):
+        maps.layer_head_map(measured(layers()))
+    with pytest.raises(WeightsmithError, match="single tokens"):
+        maps.layer_token_map(measured(layers(tokens=None)))
+    with pytest.raises(WeightsmithError, match=r"labels for 4 tokens.*resid\.out\[0\]@4"):
+        maps.layer_token_map(measured(positions()), TEXT[:4])
+
+
+# --- over images
+
+
+def pictures(count=3, channels=3, height=16, width=16):
+    return np.random.default_rng(0).integers(0, 256, (count, channels, height, width), dtype=np.uint8)
+
+
+def patches(grid=(4, 4), at=(0, 2, 5), special=1, block=1):
+    count = special + grid[0] * grid[1]
+    return [
+        Site("resid.out", layer, tokens=tuple(range(first, min(first + block, count))))
+        for layer in at
+        for first in range(0 if block == 1 else special, count, block)
+    ]
+
+
+@pytest.mark.parametrize(
+    ("samples", "shape", "grid", "special", "block"),
+    [
+        (3, (3, 16, 16), (4, 4), 1, 1),
+        (1, (1, 8, 8), (2, 2), 1, 1),
+        (8, (4, 20, 12), (5, 3), 5, 1),
+        (2, (2, 16, 16), (4, 4), 0, 4),
+    ],
+)
+def test_token_maps_draw_exactly_their_rows(samples, shape, grid, special, block, tmp_path):
+    effects = measured(patches(grid, special=special, block=block), samples)
+    images = pictures(samples, *shape)
+    figure = maps.token_maps(effects, images, grid, special)
+    rows = maps.token_map_rows(effects, grid, special)
+    cells = np.array([row["effect"] for row in rows]).reshape(-1, *grid)
+    overlays = [axes for axes in panels(figure) if len(axes.images) == 2]
+    assert len(overlays) == len(cells) == 3 * min(samples, maps.MOST_SAMPLES)
+    for axes, wanted in zip(overlays, cells, strict=True):
+        same(axes.images[1].get_array(), wanted)
+        assert axes.images[1].get_extent() == axes.images[0].get_extent()
+    assert len({(axes.images[1].norm.vmin, axes.images[1].norm.vmax) for axes in overlays}) == 1
+    first = np.asarray(panels(figure)[0].images[0].get_array())
+    same(first, images[0, 0] if shape[0] < 3 else images[0, :3].transpose(1, 2, 0))
+    for row in rows:
+        site = next(s for s in effects.sites if s.layer == row["layer"] and row["patch"] + special in s.tokens)
+        assert row["effect"] == effects.values[effects.samples.index(row["sample"]), effects.sites.index(site)]
+    rendered(figure, tmp_path)
+
+
+def test_token_maps_tell_the_effect_at_cls_of_the_same_kind():
+    effects = measured([*patches(at=(2,)), *(site.at("cls") for site in layers("mlp.out"))], 2)
+    cls = effects.values[:, effects.sites.index(Site("resid.out", 2, tokens=(0,)))].tolist()
+    figure = maps.token_maps(effects, pictures(2), (4, 4), 1, [2], ["a $5", "b"])
+    assert [axes.get_title() for axes in panels(figure)] == [
+        "a $5",
+        f"layer 2\nCLS {cls[0]:+.3g}",
+        "b",
+        f"layer 2\nCLS {cls[1]:+.3g}",
+    ]
+    rows = maps.token_map_rows(measured(patches(at=(2,))[1:], 2), (4, 4), 1)
+    assert all(math.isnan(row["cls_effect"]) for row in rows)
+
+
+def test_blocks_that_overlap_share_their_patches_and_what_was_not_measured_is_blank():
+    sites = [Site("resid.out", 0, tokens=(1, 2)), Site("resid.out", 0, tokens=(2, 3))]
+    effects = Effects(tuple(sites), torch.tensor([[1.0, 3.0]]).double(), ("a",), "probability")
+    rows = maps.token_map_rows(effects, (2, 2), 1)
+    same([row["effect"] for row in rows], [1, 2, 3, math.nan])
+
+
+def test_token_maps_draw_four_layers_evenly_spaced_unless_told():
+    effects = measured(patches((1, 2), at=range(12)), 1)
+    assert list(dict.fromkeys(row["layer"] for row in maps.token_map_rows(effects, (1, 2), 1))) == [0, 4, 7, 11]
+    assert {row["layer"] for row in maps.token_map_rows(effects, (1, 2), 1, [3])} == {3}
+
+
+def test_token_maps_refuse_what_they_cannot_draw():
+    effects = measured(patches(), 3)
+    for changed, words in (
+        ({"layers": [1]}, "layer 1 were not measured"),
+        ({"images": pictures(2)}, "3 samples need an image"),
+        ({"names": ["a"]}, "a name each"),
+        ({"effects": measured(layers(), 3)}, "no effects of single patches"),
+        ({"effects": measured([*patches(), Site("mlp.out", 0, tokens=(3,))], 3)}, "several kinds"),
+    ):
+        given = {"effects": effects, "images": pictures(), "grid": (4, 4), "special": 1, **changed}
+        with pytest.raises(WeightsmithError, match=words):
+            maps.token_maps(**given)
+
+
+@pytest.mark.parametrize("count", [1, 4, 5, 9])
+def test_patch_weights_draw_exactly_their_rows_and_outline_the_top(count, tmp_path):
+    weights = np.random.default_rng(0).normal(size=(count, 12))
+    top = [np.argsort(-row)[:3].tolist() for row in weights]
+    names = [f"image {i}" for i in range(count)]
+    figure = maps.patch_weights(pictures(count), weights, (3, 4), top, names)
+    rows = maps.patch_weight_rows(weights, (3, 4), top, names)
+    overlays = [axes for axes in panels(figure) if len(axes.images) == 2]
+    assert len(overlays) == min(count, 6)
+    for axes, name in zip(overlays, names, strict=False):
+        found = [row for row in rows if row["name"] == name]
+        same(axes.images[1].get_array().ravel(), [row["weight"] for row in found])
+        centres = [path.vertices[:4].mean(0) for path in axes.collections[-1].get_paths()]
+        outlined = {(int(y // (16 / 3)), int(x // 4)) for x, y in centres}
+        assert outlined == {(row["row"], row["column"]) for row in found if row["top"]}
+    rendered(figure, tmp_path)
+
+
+def test_patch_weights_that_match_nothing_are_refused():
+    weights = np.zeros((2, 4))
+    for changed, words in (
+        ({"grid": (2, 3)}, "one weight for each"),
+        ({"names": ["a"]}, "names and lists"),
+        ({"top": [[0], [4]]}, "patch 4 is beyond the 4"),
+        ({"images": pictures(3)}, "need that many images"),
+    ):
+        given = {
+            "images": pictures(2),
+            "weights": weights,
+            "grid": (2, 2),
+            "top": [[0], []],
+            "names": ["a", "b"],
+            **changed,
+        }
+        with pytest.raises(WeightsmithError, match=words):
+            maps.patch_weights(**given)
+
+
+# --- screened against exact
+
+
+def test_the_scatter_draws_exactly_its_rows(tmp_path):
+    exact = measured(heads(12, 12), seed=1)
+    screen = replace(exact, values=exact.values + measured(heads(12, 12), seed=2).values)
+    figure = maps.screen_scatter(screen, exact, 0.7, 10)
+    rows = maps.screen_rows(screen, exact, 10)
+    assert [row["site"] for row in rows if row["exact_top"]] == [
+        str(site) for site in exact.sites if site in exact.top(10)
+    ]
+    assert {row["site"] for row in rows if row["screened_top"]} == {str(site) for site in screen.top(10)}
+    points = {tuple(p) for c in figure.axes[0].collections for p in c.get_offsets()}
+    assert points == {(row["screened"], row["exact"]) for row in rows}
+    sizes = [len(c.get_offsets()) for c in figure.axes[0].collections]
+    both = sum(row["exact_top"] and row["screened_top"] for row in rows)
+    assert sizes == [144 - 20 + both, 10 - both, 10 - both, both]
+    assert "Recall of the top 10: 70.0%, rank correlation 0." in figure.axes[0].get_title()
+    rendered(figure, tmp_path)
+
+
+def test_the_scatter_compares_the_sites_that_both_have():
+    exact, screen = measured(heads(4, 3)[:5]), measured(heads(4, 3)[3:])
+    rows = maps.screen_rows(screen, exact, 1)
+    assert [row["site"] for row in rows] == [str(site) for site in heads(4, 3)[3:5]]
+    assert sorted(row["exact_rank"] for row in rows) == [1, 2]
+    for other, top in ((measured(layers()), 1), (exact, 0)):
+        with pytest.raises(WeightsmithError, match="at least one of its sites"):
+            maps.screen_rows(other, exact, top)
+
+
+def test_rank_correlation_is_spearmans():
+    assert maps.rank_correlation([1, 2, 3, 4], [1, 4, 9, 100]) == pytest.approx(1)
+    assert maps.rank_correlation([1, 2, 3], [3, 2, 1]) == pytest.approx(-1)
+    assert maps.rank_correlation([1, 2, 2, 4], [1, 3, 2, 4]) == pytest.approx(0.9486833)  # a tie has the mean rank
+    assert maps.rank_correlation([1, 2, math.nan, 3], [1, 2, 0, 3]) == pytest.approx(1)
+    assert math.isnan(maps.rank_correlation([1, 1, 1], [1, 2, 3]))
+    assert math.isnan(maps.rank_correlation([1], [1]))
+
+
+# --- all of them
+
+
+def scatter(effects):
+    return maps.screen_scatter(effects, effects, math.nan, 2)
+
+
+@pytest.mark.parametrize(
+    ("draw", "sites"),
+    [
+        (lambda effects: maps.layer_curves([effects]), layers() + layers(span=3)),
+        (maps.layer_head_map, heads()),
+        (maps.layer_token_map, positions()),
+        (scatter, layers()),
+        (lambda effects: maps.token_maps(effects, pictures(2), (2, 2), 1), patches((2, 2), at=(0, 3))),
+    ],
+    ids=["curves", "heads", "tokens", "scatter", "images"],
+)
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda values: 0 * values,
+        lambda values: 0 * values + 0.25,
+        lambda values: -values.abs() - 1,
+        lambda values: 1e-12 * values,
+        lambda values: 1e9 * values,
+        lambda values: torch.where(torch.arange(values.shape[1]) == 1, math.nan, values),
+        lambda values: math.nan * values,
+    ],
+    ids=["zero", "constant", "negative", "tiny", "huge", "a site without numbers", "no numbers"],
+)
+def test_every_figure_takes_any_values(draw, sites, change, tmp_path):
+    effects = measured(sites, samples=2)
+    rendered(draw(replace(effects, values=change(effects.values))), tmp_path)

@@ -1,0 +1,180 @@
+"""What restoring a site writes where, reduced to the fewest kinds of writes, and grouped so that many run as one batch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+
+from weightsmith.errors import WeightsmithError
+from weightsmith.models import Model
+from weightsmith.site import Site
+
+ORDER = (
+    "resid.in", "attn.q", "attn.k", "attn.v", "attn.z", "attn.value", "attn.out",
+    "mlp.key", "mlp.value", "mlp.out", "resid.out",
+)  # fmt: skip
+"""The kinds that are written, in the order in which a block computes them."""
+
+BEFORE_ATTENTION = ("resid.in", "attn.q", "attn.k", "attn.v")
+
+SEVERABLE = ("attn.out", "mlp.out")
+"""What may be held at its corrupted value in the blocks behind a restored site."""
+
+
+@dataclass(frozen=True)
+class Write:
+    """One activation put into a pass.
+
+    Attributes:
+        kind: one of `ORDER`.
+        layer: its block.
+        rows: the tokens written; None where there are no tokens.
+        columns: (first, end) of the entries written, one head; None for all.
+        clean: the value is that of the clean run; else that of the corrupted one, which holds a severed path.
+    """
+
+    kind: str
+    layer: int
+    rows: tuple[int, ...] | None
+    columns: tuple[int, int] | None = None
+    clean: bool = True
+
+    @property
+    def place(self) -> tuple[int, int]:
+        """Where in the pass it happens."""
+        return self.layer, ORDER.index(self.kind)
+
+    @property
+    def form(self) -> tuple[object, ...]:
+        """Writes of one form run in one batch: they differ in which tokens and which head, not in how many."""
+        width = None if self.columns is None else self.columns[1] - self.columns[0]
+        return (self.kind, self.layer, None if self.rows is None else len(self.rows), width, self.clean)
+
+
+@dataclass(frozen=True)
+class Target:
+    """What is measured once: a site restored.
+
+    Attributes:
+        index: its place among the sites asked for.
+        writes: what restoring it writes, in the order of the pass; empty when nothing that is read depends on it.
+        restores_all: the whole residual stream is restored, so that the pass ends as the clean one does.
+    """
+
+    index: int
+    writes: tuple[Write, ...]
+    restores_all: bool = False
+
+    @property
+    def first_row(self) -> int:
+        """The first token written."""
+        return min((write.rows[0] for write in self.writes if write.rows), default=0)
+
+
+def targets(
+    model: Model,
+    sites: Sequence[Site],
+    tokens: int,
+    *,
+    sever: Sequence[str] = (),
+    reduce: bool = True,
+) -> list[Target]:
+    """What restoring each of the sites writes, for inputs of so many tokens.
+
+    Args:
+        tokens: of each input; 0 where there are none.
+        sever: kinds, `attn.out` or `mlp.out`, held at their corrupted values in all parts of the pass behind the site.
+        reduce: leave out what cannot matter: behind the last block only one token is read, and before it only that
+            token's query; a family of plain pre-norm blocks writes linear maps' inputs as their outputs.
+
+    Raises:
+        WeightsmithError: a site that the model has not or that cannot be written, a kind that cannot be severed.
+    """
+    wrong = [kind for kind in sever if kind not in SEVERABLE or kind not in model.family.sites]
+    if wrong:
+        there = [kind for kind in SEVERABLE if kind in model.family.sites]
+        named = f"give {' or '.join(there)}" if there else f"a {model.family.title} has no such paths"
+        raise WeightsmithError(f"--sever {wrong[0]} cannot be severed: {named}")
+    found: list[Target] = []
+    for index, site in enumerate(sites):
+        single = site.each()
+        writes = [_write(model, each, tokens) for each in single]
+        last = max(writes, key=lambda write: write.place)
+        held = [
+            Write(kind, layer, _all(tokens), clean=False)
+            for layer in range(last.layer, model.n_layers)
+            for kind in sever
+            if (layer, ORDER.index(kind)) > last.place
+        ]
+        everything = (
+            last.kind in ("resid.in", "resid.out")
+            and last.columns is None
+            and (last.rows is None or len(last.rows) == tokens)
+            and not held
+        )
+        ordered = sorted([*writes, *held], key=lambda write: write.place)
+        if reduce:
+            ordered = [kept for write in ordered if (kept := _reduced(model, write, tokens)) is not None]
+            if not any(write.clean for write in ordered):
+                ordered = []
+        found.append(Target(index, tuple(ordered), everything))
+    return found
+
+
+def groups(found: Iterable[Target]) -> list[list[Target]]:
+    """Targets that run in one batch, by the forms of their writes; within each, by the first token written."""
+    by_form: dict[tuple[object, ...], list[Target]] = {}
+    for target in found:
+        if target.writes:
+            by_form.setdefault(tuple(write.form for write in target.writes), []).append(target)
+    return [sorted(group, key=lambda target: target.first_row) for group in by_form.values()]
+
+
+def _all(tokens: int) -> tuple[int, ...] | None:
+    return tuple(range(tokens)) if tokens else None
+
+
+def _write(model: Model, site: Site, tokens: int) -> Write:
+    bound = model.bind(site)
+    if not bound.writable or site.layer is None or site.kind not in ORDER:
+        raise WeightsmithError(
+            f"{site} cannot be restored: give a site of {', '.join(kind for kind in ORDER if kind in model.family.sites)}"
+        )
+    if bound.tokens is None:
+        rows = _all(tokens)
+    else:
+        rows = tuple(sorted({(int(token) + tokens) % tokens if token < 0 else int(token) for token in bound.tokens}))
+        if rows[-1] >= tokens:
+            raise WeightsmithError(f"the site {site} asks for token {rows[-1]}: there are 0 to {tokens - 1}")
+    columns: tuple[int, int] | None = None
+    if site.head is not None:
+        whole = model.bind(replace(site, head=None)).columns
+        assert bound.columns is not None
+        first = bound.columns.start - (0 if whole is None else whole.start)
+        columns = (first, first + bound.columns.stop - bound.columns.start)
+    kind = site.kind
+    if model.family.parts is not None:
+        # Behind these sites there is nothing but a linear map, and nothing else enters it at these tokens.
+        kind = _SAME.get(kind, kind) if site.head is None else kind
+    if kind == "resid.in" and site.layer > 0:
+        return Write("resid.out", site.layer - 1, rows)
+    return Write(kind, site.layer, rows, columns)
+
+
+_SAME = {
+    "attn.z": "attn.out",
+    "attn.value": "attn.out",
+    "mlp.key": "mlp.out",
+    "mlp.value": "mlp.out",
+}
+"""Sites whose restoring is the restoring of what their block's sublayer adds, in a family that can be taken apart."""
+
+
+def _reduced(model: Model, write: Write, tokens: int) -> Write | None:
+    """The part of a write that the logits can depend on, None when there is none."""
+    if write.rows is None or write.layer < model.n_layers - 1 or model.family.pool is None:
+        return write
+    if write.kind in ("resid.in", "attn.k", "attn.v"):
+        return write
+    read_at = tokens - 1 if model.family.pool == "last" else int(model.family.cls or 0)
+    return replace(write, rows=(read_at,)) if read_at in write.rows else None

@@ -1,0 +1,405 @@
+"""The exact sweep: every site restored in every case, planned so that nothing is computed that cannot matter."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from weightsmith.effects import Effects
+from weightsmith.errors import WeightsmithError
+from weightsmith.files import atomic_path, read_tensors
+from weightsmith.locate.cases import UNDECIDED, Cases, PromptCases
+from weightsmith.locate.lanes import Batch, Lanes, lanes_for
+from weightsmith.locate.metrics import FLOORS, METRICS, Decision, check_metric
+from weightsmith.locate.plan import Target, groups, targets
+from weightsmith.models import Model, Split
+from weightsmith.progress import progress
+from weightsmith.site import Site
+
+_FORMAT = "weightsmith-sweep-1"
+_CPU_LANE_BYTES = 24 * 2**20
+"""Working memory of lanes that run together on a CPU: beyond its caches a larger batch is no faster."""
+
+_CPU_RUN_BYTES = 512 * 2**20
+"""Memory for the clean and corrupted runs that are kept at a time, unless the user gives another."""
+
+_SMALLEST = 2**20
+
+
+@dataclass(frozen=True, eq=False)
+class Sweep:
+    """Every site restored in every case.
+
+    Attributes:
+        sites: the places, in the order asked for.
+        samples: names of the cases measured.
+        restored: metric → (samples, sites) float64, mean over noise samples; NaN where a case has no such site.
+        clean, corrupted: metric → (samples,) float64 of the unpatched runs.
+        targets, foils: (samples,) the classes of the decision.
+        refused: (name, gap) of the cases in which the corruption changed less than the floor.
+        info: how it was measured; JSON values only.
+    """
+
+    sites: tuple[Site, ...]
+    samples: tuple[str, ...]
+    restored: dict[str, Tensor]
+    clean: dict[str, Tensor]
+    corrupted: dict[str, Tensor]
+    targets: Tensor
+    foils: Tensor
+    refused: tuple[tuple[str, float], ...]
+    info: dict[str, Any]
+
+    def effects(self, metric: str = METRICS[0]) -> Effects:
+        """Restored minus corrupted, (samples, sites); `Effects.normalised` divides by what the corruption took.
+
+        Raises:
+            WeightsmithError: a metric that was not measured.
+        """
+        if metric not in self.restored:
+            raise WeightsmithError(f"{metric} was not measured: the sweep has {', '.join(self.restored)}")
+        info = self.info | {
+            "clean": self.clean[metric].tolist(),
+            "corrupted": self.corrupted[metric].tolist(),
+            "target_classes": self.targets.tolist(),
+            "foil_classes": self.foils.tolist(),
+            "refused": [list(pair) for pair in self.refused],
+        }
+        values = self.restored[metric] - self.corrupted[metric][:, None]
+        return Effects(self.sites, values, self.samples, metric, info)
+
+
+@torch.no_grad()
+def sweep(
+    model: Model,
+    cases: Cases,
+    sites: Sequence[Site],
+    *,
+    metrics: Sequence[str] = METRICS,
+    min_gap: float | None = None,
+    sever: Sequence[str] = (),
+    memory: int | None = None,
+    checkpoint: Path | None = None,
+    title: str = "patching",
+) -> Sweep:
+    """Restore the clean activation of each site in the corrupted run of each case (Meng et al., ROME, 2022, §2.1).
+
+    Every site is exact: what is saved is only what cannot matter. Sites are grouped by layer and form; a group restarts
+    at its own place from what the corrupted run left, batched under a memory budget (see `lanes.SplitLanes`). Restoring
+    what nothing reads gives exactly 0, and restoring the whole residual stream exactly the clean run.
+
+    Args:
+        sites: single places, windows of blocks, heads, any tokens; in prompts also the subject's by name.
+        metrics: of `METRICS`; the first one decides which cases are refused.
+        min_gap: refuse a case whose clean and corrupted runs differ by less in that metric; by default `FLOORS`.
+        sever: kinds, `attn.out` or `mlp.out`, held at their corrupted values everywhere behind the restored site.
+        memory: bytes for the runs kept at a time; by default 512 MB on a CPU and half of what is free on a GPU.
+        checkpoint: a folder in which finished cases are kept, so that a sweep that was killed goes on.
+
+    Raises:
+        WeightsmithError: no sites, a site that the model has not, an unknown metric, all cases refused, or a checkpoint
+            of another sweep.
+    """
+    if not sites:
+        raise WeightsmithError("there are no sites to restore: name some with --sites")
+    for metric in metrics:
+        check_metric(metric)
+    if not metrics or len(set(metrics)) < len(metrics):
+        raise WeightsmithError("--metric needs one or more different metrics")
+    floor = FLOORS[metrics[0]] if min_gap is None else min_gap
+    run = _Run(model, cases, tuple(sites), tuple(metrics), floor, tuple(sever), memory)
+    run.check()
+    pieces: dict[int, _Piece] = {}
+    store = None if checkpoint is None else _Store(checkpoint, run.fingerprint())
+    with progress(title, len(cases.names)) as advance:
+        for which in run.chunks():
+            piece = store.load(which) if store is not None else None
+            if piece is None:
+                piece = run.piece(which)
+                if store is not None:
+                    store.save(which, piece)
+            pieces[which[0]] = piece
+            advance(len(which))
+    return run.joined([pieces[first] for first in sorted(pieces)])
+
+
+@dataclass(frozen=True, eq=False)
+class _Piece:
+    """What some cases gave: the tensors of a `Sweep` for them, refused ones included, and the work it took."""
+
+    tensors: dict[str, Tensor]
+
+    @property
+    def kept(self) -> Tensor:
+        return self.tensors["kept"].bool()
+
+
+@dataclass(frozen=True, eq=False)
+class _Run:
+    """One sweep."""
+
+    model: Model
+    cases: Cases
+    sites: tuple[Site, ...]
+    metrics: tuple[str, ...]
+    floor: float
+    sever: tuple[str, ...]
+    memory: int | None
+
+    def check(self) -> None:
+        """Every bad site is told before any work is done."""
+        for index in {self.cases.tokens(i): i for i in range(len(self.cases.names))}.values():
+            self._targets(index)
+
+    def chunks(self) -> Iterator[list[int]]:
+        """Cases that run together: of one number of tokens and one plan, as many as the memory holds."""
+        if isinstance(self.cases, PromptCases):
+            yield from ([i] for i in range(len(self.cases.names)))
+            return
+        n, size = len(self.cases.names), max(1, self._budget() // (self.cases.samples * self._input_bytes()))
+        for start in range(0, n, size):
+            yield list(range(start, min(start + size, n)))
+
+    def piece(self, which: list[int]) -> _Piece:
+        """Measure some cases."""
+        clean, corrupted = self.cases.embedded(which)
+        n, samples = len(which), corrupted.shape[1]
+        first = [_first_changed(clean[row], corrupted[row]) for row in range(n)]
+        plan = self._targets(which[0])
+        every = [target for targets in plan for target in targets]
+        kinds = {write.kind for target in every for write in target.writes if write.clean}
+        held = {write.kind for target in every for write in target.writes if not write.clean}
+        # A single case whose noise samples do not fit is measured in slices of them.
+        slices = torch.split(torch.arange(samples), max(1, self._budget() // (n * self._input_bytes())))
+        decision = None if len(slices) == 1 else self._decision(which, clean, corrupted)
+        sums = {name: torch.zeros(n, len(every), dtype=torch.float64) for name in self.metrics}
+        ends = {name: torch.zeros(2, n, dtype=torch.float64) for name in self.metrics}
+        work = 0.0
+        for part in slices:
+            lanes = lanes_for(self.model, clean, corrupted[:, part].flatten(0, 1), kinds, held)
+            if decision is None:
+                decision = self._decided(which, lanes.clean, lanes.corrupted.view(n, samples, -1).mean(1))
+            rows = torch.arange(n).repeat_interleave(len(part)).to(lanes.clean.device)
+            share = len(part) / samples
+            for name in self.metrics:
+                corrupt = decision.at(rows).measure(name, lanes.corrupted).view(n, -1).mean(1)
+                ends[name] += share * torch.stack([decision.measure(name, lanes.clean), corrupt]).cpu()
+            for name, values in self._restored(lanes, decision, every, first, len(part)).items():
+                sums[name] += share * values
+            work += lanes.work
+        assert decision is not None
+        gap = ends[self.metrics[0]][0] - ends[self.metrics[0]][1]
+        tensors = {
+            "kept": (gap.abs() >= self.floor).to(torch.uint8),
+            "gap": gap,
+            "targets": decision.target.cpu(),
+            "foils": decision.foil.cpu(),
+            "work": torch.tensor([work], dtype=torch.float64),
+        }
+        for name in self.metrics:
+            columns, start = [], 0
+            for targets in plan:
+                mean = sums[name][:, start : start + len(targets)].mean(1)  # NaN where the case has no such site
+                columns.append(mean)
+                start += len(targets)
+            tensors |= {f"restored.{name}": torch.stack(columns, 1), f"ends.{name}": ends[name]}
+        return _Piece(tensors)
+
+    def joined(self, pieces: Sequence[_Piece]) -> Sweep:
+        joined = {
+            name: torch.cat([piece.tensors[name] for piece in pieces], 1 if name.startswith("ends.") else 0)
+            for name in pieces[0].tensors
+        }
+        kept = joined["kept"].bool()
+        names = self.cases.names
+        gaps = zip(names, joined["gap"].tolist(), kept.tolist(), strict=True)
+        refused = tuple((name, gap) for name, gap, stays in gaps if not stays)
+        if not bool(kept.any()):
+            raise WeightsmithError(
+                f"the corruption changes the {self.metrics[0].replace('_', ' ')} of no case by {self.floor:g} or more "
+                f"(the largest gap is {float(joined['gap'].abs().max()):.2g}): choose a stronger corruption, or a lower "
+                "--min-gap"
+            )
+        layers, samples = self.model.n_layers, self.cases.samples
+        info = self.cases.describe() | {
+            "metrics": list(self.metrics),
+            "min_gap": self.floor,
+            "sever": list(self.sever),
+            "block_forwards": round(float(joined["work"].sum()), 2),
+            "naive_block_forwards": len(names) * layers * (1 + samples * (1 + len(self.sites))),
+            "attention": getattr(self.model.module.config, "_attn_implementation", None),
+        }
+        return Sweep(
+            self.sites,
+            tuple(name for name, stays in zip(names, kept.tolist(), strict=True) if stays),
+            {name: joined[f"restored.{name}"][kept] for name in self.metrics},
+            {name: joined[f"ends.{name}"][0][kept] for name in self.metrics},
+            {name: joined[f"ends.{name}"][1][kept] for name in self.metrics},
+            joined["targets"][kept],
+            joined["foils"][kept],
+            refused,
+            info,
+        )
+
+    def fingerprint(self) -> str:
+        """SHA-256 of everything that a piece depends on."""
+        said = [
+            self.model.fingerprint(),
+            self.cases.describe(),
+            list(self.cases.names),
+            self.cases.targets.tolist(),
+            self.cases.foils.tolist(),
+            [str(site) for site in self.sites],
+            self.metrics,
+            self.floor,
+            self.sever,
+        ]
+        return hashlib.sha256(json.dumps(said, sort_keys=True, default=str).encode()).hexdigest()
+
+    def _targets(self, index: int) -> list[list[Target]]:
+        """For each site what restoring it writes in this case: several where a name stands for several tokens, each apart."""
+        tokens = self.cases.tokens(index)
+        found: list[list[Target]] = []
+        reduce = Split.fits(self.model)
+        for site in self.sites:
+            meant = self.cases.meant(index, site) if isinstance(self.cases, PromptCases) else [site]
+            found.append(targets(self.model, meant, tokens, sever=self.sever, reduce=reduce))
+        return found
+
+    def _restored(
+        self, lanes: Lanes, decision: Decision, every: Sequence[Target], first: Sequence[int], samples: int
+    ) -> dict[str, Tensor]:
+        """Metric → (cases, targets) mean over noise samples."""
+        n, device = len(first), lanes.clean.device
+        logits_of = torch.arange(n, device=device).repeat_interleave(samples)
+        unpatched = {
+            name: decision.at(logits_of).measure(name, lanes.corrupted).view(n, -1).mean(1) for name in self.metrics
+        }
+        clean = {name: decision.measure(name, lanes.clean) for name in self.metrics}
+        table = {name: unpatched[name][:, None].repeat(1, len(every)) for name in self.metrics}
+        place = {id(target): column for column, target in enumerate(every)}
+        causal, tokens = self.model.family.causal, lanes.tokens
+        for target in every:
+            if target.restores_all:
+                for name in self.metrics:
+                    table[name][:, place[id(target)]] = clean[name]
+        size = max(1, self._lane_budget() // lanes.lane_bytes())
+        for group in groups(target for target in every if not target.restores_all):
+            todo = [
+                (target, case, case * samples + sample)
+                for target in group
+                for case in range(n)
+                if not _is_idle(target, first[case], causal)
+                for sample in range(samples)
+            ]
+            for start in range(0, len(todo), size):
+                chunk = todo[start : start + size]
+                case = torch.tensor([entry[1] for entry in chunk], device=device)
+                begin = min(_begin(target, first[row], tokens) for target, row, _ in chunk) if causal else 0
+                base = torch.tensor([entry[2] for entry in chunk], device=device)
+                logits = lanes.run(Batch(base, case, [target.writes for target, _, _ in chunk], begin))
+                column = torch.tensor([place[id(target)] for target, _, _ in chunk], device=device)
+                asked = decision.at(case)
+                for name in self.metrics:
+                    values = (asked.measure(name, logits) - unpatched[name][case]) / samples
+                    table[name].index_put_((case, column), values, accumulate=True)
+        return {name: values.cpu() for name, values in table.items()}
+
+    def _decision(self, which: list[int], clean: Tensor, corrupted: Tensor) -> Decision:
+        logits = self.model.run_from(0, clean)
+        runs = [self.model.run_from(0, piece).sum(0) for row in corrupted for piece in row.split(8)]
+        each = torch.stack(runs).view(len(corrupted), -1, logits.shape[1]).sum(1) / corrupted.shape[1]
+        return self._decided(which, logits, each)
+
+    def _decided(self, which: list[int], clean: Tensor, corrupted: Tensor) -> Decision:
+        """Targets and foils, where the runs decide: the clean run's class, and the corrupted run's strongest other one."""
+        index = torch.as_tensor(which)
+        target, foil = (values[index].to(clean.device) for values in (self.cases.targets, self.cases.foils))
+        target = torch.where(target == UNDECIDED, clean.argmax(1), target)
+        others = corrupted.scatter(1, target[:, None], -torch.inf)
+        foil = torch.where(foil == UNDECIDED, others.argmax(1), foil)
+        return Decision(target, foil, clean.log_softmax(-1))
+
+    def _input_bytes(self) -> int:
+        """What one corrupted input leaves behind that is kept."""
+        config: Any = self.model.module.config
+        width = int(getattr(config, "hidden_size", 0) or 0)
+        tokens = max(self.cases.tokens(0), 1)
+        return max(8 * self.model.n_layers * tokens * width * 4, 1)
+
+    def _budget(self) -> int:
+        if self.memory is not None:
+            return max(self.memory, _SMALLEST)
+        if self.model.device.type == "cuda":
+            return int(torch.cuda.mem_get_info(self.model.device)[0] // 4)
+        return _CPU_RUN_BYTES
+
+    def _lane_budget(self) -> int:
+        if self.model.device.type == "cuda":
+            return int(torch.cuda.mem_get_info(self.model.device)[0] // 2)
+        return min(_CPU_LANE_BYTES, max(self._budget(), _SMALLEST))
+
+
+def _is_idle(target: Target, first: int, causal: bool) -> bool:
+    """Whether restoring the target cannot change this case: what is written is what is there."""
+    written = [write for write in target.writes if write.clean]
+    if all(write.kind == "resid.in" and write.rows is not None and write.rows[-1] < first for write in written):
+        return True
+    # Before the first corrupted token a causal model's runs are the same.
+    return causal and all(write.rows is not None and write.rows[-1] < first for write in written)
+
+
+def _begin(target: Target, first: int, tokens: int) -> int:
+    """The first token at which a lane can differ from its corrupted input."""
+    written = [write.rows for write in target.writes if write.clean and write.rows]
+    return min(first if len(rows) == tokens else rows[0] for rows in written)
+
+
+def _first_changed(clean: Tensor, corrupted: Tensor) -> int:
+    """The first token (of the first axis) whose embedding the corruption changes, over all noise samples."""
+    if clean.ndim < 2:
+        return 0
+    changed = (corrupted != clean).any(-1).any(0)
+    return int(changed.float().argmax()) if bool(changed.any()) else len(changed)
+
+
+@dataclass(frozen=True)
+class _Store:
+    """Finished pieces of a sweep on disk."""
+
+    folder: Path
+    fingerprint: str
+
+    def path(self, which: Sequence[int]) -> Path:
+        return self.folder / f"cases-{which[0]:06d}-{which[-1] + 1:06d}.safetensors"
+
+    def load(self, which: Sequence[int]) -> _Piece | None:
+        """A finished piece, None where there is none.
+
+        Raises:
+            WeightsmithError: it belongs to another sweep.
+        """
+        path = self.path(which)
+        if not path.exists():
+            return None
+        header, tensors = read_tensors(path, _FORMAT)
+        if header["fingerprint"] != self.fingerprint:
+            raise WeightsmithError(
+                f"{self.folder} holds cases of another sweep (other model, data, sites or options): give another folder, or "
+                "remove it"
+            )
+        return _Piece(tensors)
+
+    def save(self, which: Sequence[int], piece: _Piece) -> None:
+        header = {"format": _FORMAT, "fingerprint": self.fingerprint}
+        tensors = {name: tensor.contiguous() for name, tensor in piece.tensors.items()}
+        with atomic_path(self.path(which)) as temporary:
+            save_file(tensors, temporary, metadata={"weightsmith": json.dumps(header)})
