@@ -51,7 +51,7 @@ def test_normalised_effects_are_shares_of_each_gap() -> None:
     assert effects.normalised().values.tolist() == [[0.5, 1.0], [0.5, 1.0]]
     assert effects.normalised().info["normalised"]
     assert effects.at([SITES[1]]).values.tolist() == [[2.0], [-1.0]]
-    with pytest.raises(WeightsmithError, match="classifier.value was not measured"):
+    with pytest.raises(WeightsmithError, match=r"classifier\.value was not measured"):
         effects.at([SITES[3]])
     with pytest.raises(WeightsmithError, match="changes nothing of b"):
         Effects(SITES[:1], torch.ones(2, 1), ("a", "b"), "kl", info | {"corrupted": [1.0, 1.0]}).normalised()

@@ -1,4 +1,4 @@
-"""The command line: `weightsmith run`, `weightsmith baseline`, `weightsmith download`.
+"""The command line: `weightsmith run`, `baseline`, `locate`, `download`.
 
 Only the options are imported before a command is known, so that help answers at once.
 """
@@ -21,9 +21,25 @@ from weightsmith import __version__
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import disk_is_full, user_path
 from weightsmith.progress import CONSOLE
-from weightsmith.run.options import BaselineOptions, DownloadOptions, RunOptions, read_yaml
+from weightsmith.run.options import (
+    AttributionOptions,
+    BaselineOptions,
+    DownloadOptions,
+    LocateOptions,
+    PatchAttributionOptions,
+    PatchOptions,
+    RunOptions,
+    TraceOptions,
+    read_yaml,
+)
 
 _COMMANDS: dict[str, type[Any]] = {"run": RunOptions, "baseline": BaselineOptions, "download": DownloadOptions}
+_LOCATE: dict[str, type[LocateOptions]] = {
+    "trace": TraceOptions,
+    "patch": PatchOptions,
+    "attribution": AttributionOptions,
+    "astra": PatchAttributionOptions,
+}
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
@@ -56,20 +72,29 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 def _parse(given: list[str]) -> Any:
     """The options of the command asked for; a config file or an existing run gives the defaults."""
-    members = []
-    for name, kind in _COMMANDS.items():
-        default = _defaults(kind, given[1:]) if given[:1] == [name] else kind()
-        settings = tyro.conf.subcommand(name, default=default, prefix_name=False)
-        members.append(Annotated[kind, settings])
-    union: Any = members[0]
-    for member in members[1:]:
-        union |= member
+    members = [_member(name, kind, given[1:] if given[:1] == [name] else None) for name, kind in _COMMANDS.items()]
+    ways = [_member(name, kind, given[2:] if given[:2] == ["locate", name] else None) for name, kind in _LOCATE.items()]
+    about = "Find what in a trained model carries a decision: trace, patch, attribution, astra."
+    members.append(Annotated[_union(ways), tyro.conf.subcommand("locate", description=about, prefix_name=False)])
     return tyro.cli(
-        union,
+        _union(members),
         args=given,
         prog="weightsmith",
         description="Correct a trained classifier without retraining it, and prove what changed.",
     )
+
+
+def _member(name: str, kind: type[Any], flags: list[str] | None) -> Any:
+    """A command with its defaults, which a config file or an existing run among its flags may give."""
+    default = kind() if flags is None else _defaults(kind, flags)
+    return Annotated[kind, tyro.conf.subcommand(name, default=default, prefix_name=False)]
+
+
+def _union(members: Sequence[Any]) -> Any:
+    union: Any = members[0]
+    for member in members[1:]:
+        union |= member
+    return union
 
 
 def _defaults(kind: type[Any], flags: list[str]) -> Any:
@@ -105,6 +130,8 @@ def _run(options: Any) -> None:
         from weightsmith.run.pipeline import run as command
     elif isinstance(options, BaselineOptions):
         from weightsmith.run.baseline import baseline as command
+    elif isinstance(options, LocateOptions):
+        from weightsmith.run.locate import locate as command
     else:
         from weightsmith.data.download import download
 

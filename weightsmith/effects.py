@@ -19,6 +19,7 @@ from weightsmith.site import Site
 
 _FORMAT = "weightsmith-effects-1"
 _RESAMPLES = 2000
+_BY_SAMPLE = ("clean", "corrupted", "target_classes", "foil_classes")
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,16 +84,14 @@ class Effects:
         """(sites,) bounds of the mean. Resampling n samples with replacement is a multinomial draw of their weights."""
         count = len(self.samples)
         drawn = np.random.default_rng(0).multinomial(count, np.full(count, 1 / count), size=_RESAMPLES) / count
-        known = ~np.isnan(self.values.numpy())
-        if known.all():
-            means = drawn @ self.values.numpy()
-        else:
-            weight = drawn @ known
-            means = np.divide(
-                drawn @ np.nan_to_num(self.values.numpy()), weight, out=np.zeros_like(weight), where=weight > 0
-            )
-            means = np.where(known.any(0), means, np.nan)
-        low, high = np.quantile(means, [0.025, 0.975], axis=0)
+        values = self.values.numpy()
+        known = ~np.isnan(values)
+        weight = drawn @ known
+        means = np.divide(drawn @ np.nan_to_num(values), weight, out=np.full_like(weight, np.nan), where=weight > 0)
+        low, high = np.full((2, len(self.sites)), np.nan)
+        there = known.any(0)
+        if there.any():
+            low[there], high[there] = np.nanquantile(means[:, there], [0.025, 0.975], axis=0)
         return low, high
 
     @property
@@ -120,6 +119,16 @@ class Effects:
             name = self.samples[int((gaps == 0).nonzero()[0])]
             raise WeightsmithError(f"the corruption changes nothing of {name}: leave the sample out")
         return replace(self, values=self.values / gaps[:, None], info=self.info | {"normalised": True})
+
+    def of(self, which: Sequence[int]) -> Effects:
+        """The effects of some of the samples; what `info` lists sample by sample is cut with them."""
+        count = len(self.samples)
+        info = {
+            key: [value[i] for i in which] if isinstance(value, list) and key in _BY_SAMPLE and len(value) == count else value
+            for key, value in self.info.items()
+        }
+        samples = tuple(self.samples[i] for i in which)
+        return replace(self, values=self.values[list(which)], samples=samples, info=info)
 
     def at(self, sites: Sequence[Site]) -> Effects:
         """The effects at some of the sites. Raises `WeightsmithError` for a site that was not measured."""

@@ -47,7 +47,8 @@ class Site:
         kind: a key of `KINDS`.
         layer: block, counted from 0; None for the classifier's sites.
         head: attention head, counted from 0; None means all heads.
-        tokens: "cls", "patches", "last", a name of `SUBJECT_TOKENS`, or token positions (sorted, without repeats); None means every token.
+        tokens: "cls", "patches", "last", a name of `SUBJECT_TOKENS`, or token positions (sorted, without repeats);
+            None means every token.
         span: a window of that many blocks, of which `layer` is the first; 1 is a single block.
 
     Raises:

@@ -348,21 +348,25 @@ def test_the_table_of_settings_is_what_steering_does(
     measured: tuple[Model, Attribution, Steering], pixels: Tensor
 ) -> None:
     model, _, found = measured
-    rows = steered(model, pixels, TARGETS, LABELS, found, layers=(2, 0), strengths=(0.0, 1, 8))
-    assert [(row["layer"], row["strength"]) for row in rows] == [(i, s) for i in (2, 0) for s in (0.0, 1.0, 8.0)]
     inputs = model.preprocess(pixels)
+    targets = model.logits(inputs).argmax(-1)  # two are given their target at first, and one its label
+    labels = (targets + torch.tensor([1, 2, 0])) % 4
+    targets[2] = (targets[2] + 1) % 4
+    rows = steered(model, pixels, targets, labels, found, layers=(2, 0), strengths=(0.0, 1, 8))
+    assert (rows[0]["target_share"], rows[0]["accuracy"]) == (2 / 3, 1 / 3)
+    assert [(row["layer"], row["strength"]) for row in rows] == [(i, s) for i in (2, 0) for s in (0.0, 1.0, 8.0)]
     changed = False
     for row in rows:
         with found.on(model, row["layer"], row["strength"]):
             probabilities = model.logits(inputs).softmax(-1)
         given = probabilities.argmax(-1)
         assert row["n"] == 3
-        assert row["target_probability"] == pytest.approx(float(probabilities[range(3), TARGETS].mean()), abs=1e-6)
-        assert row["target_share"] == pytest.approx(float((given == TARGETS).float().mean()))
-        assert row["accuracy"] == pytest.approx(float((given == LABELS).float().mean()))
+        assert row["target_probability"] == pytest.approx(float(probabilities[range(3), targets].mean()), abs=1e-6)
+        assert row["target_share"] == pytest.approx(float((given == targets).float().mean()))
+        assert row["accuracy"] == pytest.approx(float((given == labels).float().mean()))
         changed |= abs(row["target_probability"] - rows[0]["target_probability"]) > 1e-3
     assert changed
-    assert {row["layer"] for row in steered(model, pixels, TARGETS, LABELS, found)} == {0, 1, 2}
+    assert {row["layer"] for row in steered(model, pixels, targets, labels, found)} == {0, 1, 2}
 
 
 @pytest.mark.parametrize("seed", range(4))

@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from weightsmith.data.corruptions import EmbeddingNoise
-from weightsmith.delta import weights_hash
-from weightsmith.errors import WeightsmithError
 from weightsmith.locate.cases import UNDECIDED, Cases, ImageCases, Prompt, PromptCases
-from weightsmith.locate.lanes import HookLanes
 from weightsmith.locate.metrics import METRICS, Decision
 from weightsmith.locate.sweep import Sweep, sweep
-from weightsmith.models import Model, Split, patch, record
+from weightsmith.models import Model, patch, record
 from weightsmith.site import Site
 
 NOISE = EmbeddingNoise(scale=2.0, samples=2, seed=5)

@@ -135,18 +135,43 @@ def test_tables_are_cut_with_a_sentence_that_names_the_file(heads, full):
 
 def test_cells_are_short_and_numbers_stand_on_the_right():
     rows = [
-        {"site": "attn.z[3,5]", "mean": 0.123456, "n": 7, "text": "0.987654", "low": float("nan"), "top": True},
-        {"site": "1e5", "mean": -12345678.0, "n": 12345, "text": "nan", "low": None, "top": False, "more_of": "x"},
+        {
+            "site": "attn.z[3,5]",
+            "mean": 0.123456,
+            "n": 7,
+            "text": "0.987654",
+            "low": float("nan"),
+            "top": True,
+            "no": "",
+        },
+        {"site": "1e5", "mean": -0.00004, "n": 12345, "text": "nan", "low": None, "top": False, "more_of": "x"},
     ]
     page = build_locate(LocateInputs("x", "patch", tables=[("t", rows)]))
     assert cells(page) == [
         ["site", "mean", "n", "text", "low", "top", "more of"],
         ["attn.z[3,5]", "0.1235", "7", "0.9877", "n/a", "yes", ""],
-        ["1e5", "-1.235e+07", "12345", "n/a", "", "no", "x"],
+        ["1e5", "0.0000", "12345", "n/a", "", "no", "x"],
     ]
     right = re.findall(r'<th scope="col" class="n">(.*?)</th>', page)
     assert right == ["mean", "n", "text", "low"]
     assert page.count('class="n"') == 3 * len(right)
+
+
+@pytest.mark.parametrize(
+    ("values", "texts"),
+    [
+        ([0.5, 0.25], ["0.5000", "0.2500"]),
+        ([12.3456, -1.0], ["12.35", "-1.00"]),
+        ([123456.7, 0.0], ["123457", "0"]),
+        ([3e-9, 1.5e-9], ["3.000e-09", "1.500e-09"]),
+        ([2e12, 1.0], ["2.000e+12", "1.000e+00"]),
+        ([0.0, -0.0], ["0", "0"]),
+        ([float("inf"), 0.5], ["inf", "0.5000"]),
+    ],
+)
+def test_a_column_has_one_number_of_decimals(values, texts):
+    page = build_locate(LocateInputs("x", "patch", tables=[("t", [{"mean": value} for value in values])]))
+    assert cells(page) == [["mean"], *([text] for text in texts)]
 
 
 def test_many_refused_samples_are_folded_and_all_there(full):

@@ -1,5 +1,6 @@
 """Which places in a network carry a decision: activations are restored or removed, and the effect is measured.
 
+`screened` guesses by gradients where to look, and says what it missed; `astra` attributes to patches of the image.
 `sweep` restores any list of sites in any cases, exactly; `grids` makes the lists; `causal_trace` is the sweep that a
 correction starts from.
 """
@@ -7,6 +8,7 @@ correction starts from.
 from weightsmith.locate import grids
 from weightsmith.locate.cases import Cases, ImageCases, Prompt, PromptCases
 from weightsmith.locate.metrics import METRICS
+from weightsmith.locate.screen import Screened, screen, screened
 from weightsmith.locate.sweep import Sweep, sweep
 from weightsmith.locate.trace import causal_trace, error_cases
 
@@ -16,9 +18,12 @@ __all__ = [
     "ImageCases",
     "Prompt",
     "PromptCases",
+    "Screened",
     "Sweep",
     "causal_trace",
     "error_cases",
     "grids",
+    "screen",
+    "screened",
     "sweep",
 ]

@@ -278,7 +278,7 @@ def attribute(
     """Weigh the patches of each image by how much they add to the logit of its target class (module docstring, 1).
 
     A blacked-out patch is black in the image as the network reads it, after resizing; that is exact for any input size.
-    The masks are standardised and the logit is not, as the paper's published code has it.
+    The masks are standardised and the logit is not, so `alpha` is in logits.
 
     Args:
         images: (n, channels, height, width) uint8.

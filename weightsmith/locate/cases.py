@@ -23,18 +23,27 @@ _BATCH = 64
 
 
 class Cases(Protocol):
-    """Inputs with their corrupted counterparts.
+    """Inputs with their corrupted counterparts."""
 
-    Attributes:
-        names: one a case.
-        targets, foils: (n,) classes, `UNDECIDED` where the runs decide.
-        samples: corrupted inputs a case.
-    """
+    @property
+    def names(self) -> tuple[str, ...]:
+        """One a case."""
+        ...
 
-    names: tuple[str, ...]
-    targets: Tensor
-    foils: Tensor
-    samples: int
+    @property
+    def targets(self) -> Tensor:
+        """(n,) class whose recovery is measured, `UNDECIDED` where the runs decide."""
+        ...
+
+    @property
+    def foils(self) -> Tensor:
+        """(n,) class that it is compared with, `UNDECIDED` where the runs decide."""
+        ...
+
+    @property
+    def samples(self) -> int:
+        """Corrupted inputs a case."""
+        ...
 
     def tokens(self, index: int) -> int:
         """Tokens of a case; cases of equal number can run together. 0 where there are none."""

@@ -63,7 +63,7 @@ def tokens(model: Model, kind: str, block: int = 1, count: int | None = None) ->
         raise WeightsmithError(f"--token-block must be at least 1, not {block}")
     count = model.n_tokens if count is None else count
     special = model.family.special
-    stretches = [(token,) for token in range(min(special, count))]
+    stretches: list[tuple[int, ...]] = [(token,) for token in range(min(special, count))]
     stretches += [tuple(range(start, min(start + block, count))) for start in range(special, count, block)]
     return [Site(kind, layer, tokens=stretch) for layer in range(model.n_layers) for stretch in stretches]
 

@@ -174,7 +174,7 @@ class _Run:
         n, samples = len(which), corrupted.shape[1]
         first = [_first_changed(clean[row], corrupted[row]) for row in range(n)]
         plan = self._targets(which[0])
-        every = [target for targets in plan for target in targets]
+        every = [target for each in plan for target in each]
         kinds = {write.kind for target in every for write in target.writes if write.clean}
         held = {write.kind for target in every for write in target.writes if not write.clean}
         # A single case whose noise samples do not fit is measured in slices of them.
@@ -186,7 +186,7 @@ class _Run:
         for part in slices:
             lanes = lanes_for(self.model, clean, corrupted[:, part].flatten(0, 1), kinds, held)
             if decision is None:
-                decision = self._decided(which, lanes.clean, lanes.corrupted.view(n, samples, -1).mean(1))
+                decision = decided(self.cases, which, lanes.clean, lanes.corrupted.view(n, samples, -1).mean(1))
             rows = torch.arange(n).repeat_interleave(len(part)).to(lanes.clean.device)
             share = len(part) / samples
             for name in self.metrics:
@@ -206,10 +206,10 @@ class _Run:
         }
         for name in self.metrics:
             columns, start = [], 0
-            for targets in plan:
-                mean = sums[name][:, start : start + len(targets)].mean(1)  # NaN where the case has no such site
+            for each in plan:
+                mean = sums[name][:, start : start + len(each)].mean(1)  # NaN where the case has no such site
                 columns.append(mean)
-                start += len(targets)
+                start += len(each)
             tensors |= {f"restored.{name}": torch.stack(columns, 1), f"ends.{name}": ends[name]}
         return _Piece(tensors)
 
@@ -317,16 +317,7 @@ class _Run:
         logits = self.model.run_from(0, clean)
         runs = [self.model.run_from(0, piece).sum(0) for row in corrupted for piece in row.split(8)]
         each = torch.stack(runs).view(len(corrupted), -1, logits.shape[1]).sum(1) / corrupted.shape[1]
-        return self._decided(which, logits, each)
-
-    def _decided(self, which: list[int], clean: Tensor, corrupted: Tensor) -> Decision:
-        """Targets and foils, where the runs decide: the clean run's class, and the corrupted run's strongest other one."""
-        index = torch.as_tensor(which)
-        target, foil = (values[index].to(clean.device) for values in (self.cases.targets, self.cases.foils))
-        target = torch.where(target == UNDECIDED, clean.argmax(1), target)
-        others = corrupted.scatter(1, target[:, None], -torch.inf)
-        foil = torch.where(foil == UNDECIDED, others.argmax(1), foil)
-        return Decision(target, foil, clean.log_softmax(-1))
+        return decided(self.cases, which, logits, each)
 
     def _input_bytes(self) -> int:
         """What one corrupted input leaves behind that is kept."""
@@ -346,6 +337,20 @@ class _Run:
         if self.model.device.type == "cuda":
             return int(torch.cuda.mem_get_info(self.model.device)[0] // 2)
         return min(_CPU_LANE_BYTES, max(self._budget(), _SMALLEST))
+
+
+def decided(cases: Cases, which: Sequence[int], clean: Tensor, corrupted: Tensor) -> Decision:
+    """The decisions of some cases; those that the cases leave open are the runs': the clean run's class against the
+    corrupted run's strongest other one.
+
+    Args:
+        clean, corrupted: (n, classes) logits of the unpatched runs, the corrupted ones as means over noise samples.
+    """
+    index = torch.as_tensor(which)
+    target, foil = (values[index].to(clean.device) for values in (cases.targets, cases.foils))
+    target = torch.where(target == UNDECIDED, clean.argmax(1), target)
+    others = corrupted.scatter(1, target[:, None], -torch.inf)
+    return Decision(target, torch.where(foil == UNDECIDED, others.argmax(1), foil), clean.log_softmax(-1))
 
 
 def _is_idle(target: Target, first: int, causal: bool) -> bool:

@@ -95,25 +95,40 @@ def _alt(caption: str, figure: Figure) -> str:
 
 
 def _table(title: str, rows: Sequence[Row], file: str = "") -> dict[str, Any]:
-    """The first rows as text, and which columns are numbers."""
+    """The first rows as text, without columns that hold nothing, and which columns are numbers."""
     names = list(dict.fromkeys(name for row in rows for name in row))
-    lines = [[_text(row.get(name)) for name in names] for row in rows[:MOST_ROWS]]
-    numeric = [
-        all(_NUMBER.fullmatch(cell) or cell in ("", "n/a") for cell in column) for column in zip(*lines, strict=True)
-    ]
+    columns = {name: _column([row.get(name) for row in rows[:MOST_ROWS]]) for name in names}
+    columns = {name: texts for name, texts in columns.items() if any(texts)}
     left = ""
     if len(rows) > MOST_ROWS:
         left = f"The first {MOST_ROWS} of {len(rows):,} rows; {file or 'the CSV file of this table'} has all of them."
-    return {"title": title, "names": names, "numeric": numeric, "lines": lines, "left": left}
+    return {
+        "title": title,
+        "names": list(columns),
+        "numeric": [
+            all(_NUMBER.fullmatch(text) or text in ("", "n/a") for text in texts) for texts in columns.values()
+        ],
+        "lines": list(zip(*columns.values(), strict=True)),
+        "left": left,
+    }
 
 
-def _text(value: object) -> str:
-    """A cell: four significant digits of what is no whole number, be it a number or the text of one."""
-    if value is None:
-        return ""
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    text = str(value)
-    if isinstance(value, float) or (_NUMBER.fullmatch(text) and ("." in text or "n" in text)):
-        return "n/a" if math.isnan(float(text)) else f"{float(text):.4g}"
-    return text
+def _column(values: Sequence[object]) -> list[str]:
+    """Cells as text. Numbers that are not whole, be they text, have four digits of the largest, all as many decimals."""
+    texts = ["" if value is None else str(value) for value in values]
+    real = [
+        isinstance(value, float) or (_NUMBER.fullmatch(text) is not None and ("." in text or "n" in text))
+        for value, text in zip(values, texts, strict=True)
+    ]
+    sizes = [abs(float(text)) for text, is_real in zip(texts, real, strict=True) if is_real]
+    largest = max((size for size in sizes if math.isfinite(size)), default=0.0)
+    decimals = max(3 - math.floor(math.log10(largest)), 0) if largest else 0
+    fixed = decimals <= 6 and largest < 1e6
+    for place, value in enumerate(values):
+        if isinstance(value, bool):
+            texts[place] = "yes" if value else "no"
+        elif real[place]:
+            size = float(texts[place])
+            shown = f"{round(size, decimals) + 0.0:.{decimals}f}" if fixed else f"{size:.3e}"  # no minus nought
+            texts[place] = "n/a" if math.isnan(size) else shown
+    return texts

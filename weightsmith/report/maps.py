@@ -618,7 +618,10 @@ def _overlays(
     height, width = next(panel.image.shape[1:] for panel in panels if panel is not None)
     heading = 0.12 + 0.16 * max(panel.title.count("\n") + 1 for panel in panels if panel is not None)
     with style():
-        size = (1.75 * shape[1] + 1.0, (1.75 * min(height / width, 1.25) + heading) * shape[0] + (0.4 if title else 0.1))
+        size = (
+            1.75 * shape[1] + 1.0,
+            (1.75 * min(height / width, 1.25) + heading) * shape[0] + (0.4 if title else 0.1),
+        )
         figure = Figure(figsize=size, layout="constrained")
         grid = figure.subplots(*shape, squeeze=False)
         drawn = None
@@ -674,17 +677,24 @@ def _clear_at_zero() -> Colormap:
 def screen_rows(screen: Effects, exact: Effects, top: int) -> Rows:
     """The points of `screen_scatter`: site, screened, exact, ranks from 1, whether each counts it among its top.
 
-    Ranks are by mean, largest first, among the sites that both have; a mean that is not a number ranks last.
+    Means are over the samples, and points are the sites, that both have. Ranks are by size of the mean, of either sign,
+    as recall counts; a mean that is not a number ranks last.
 
     Raises:
-        WeightsmithError: no site in common, or a `top` below 1.
+        WeightsmithError: no site or no sample in common, or a `top` below 1.
     """
-    common = [site for site in exact.sites if site in set(screen.sites)]
-    if not common or top < 1:
+    known = set(screen.sites)
+    common = [site for site in exact.sites if site in known]
+    shared = [name for name in exact.samples if name in set(screen.samples)]
+    if not common or not shared or top < 1:
         raise WeightsmithError(
-            "a screening is set against exact effects of at least one of its sites, and a top of 1 up"
+            "a screening is set against exact effects at some of its sites and on some of its samples, and a top of 1 up"
         )
-    means = [measured.at(common).mean().tolist() for measured in (screen, exact)]
+    means: list[list[float]] = []
+    for measured in (screen, exact):
+        place = {name: i for i, name in enumerate(measured.samples)}
+        values = measured.at(common).values[[place[name] for name in shared]]
+        means.append(values.nanmean(0).tolist())
     ranks = [_ranks(values) for values in means]
     return [
         {
@@ -705,7 +715,7 @@ def screen_scatter(screen: Effects, exact: Effects, recall: float, top: int) -> 
 
     Args:
         screen: the cheap scores.
-        exact: the effects measured by intervention, at some or all of the same sites.
+        exact: the effects measured by intervention, at some or all of the same sites, on some or all of the samples.
         recall: share of the exact top that the screening found.
         top: how many sites are the top.
 
@@ -737,14 +747,14 @@ def screen_scatter(screen: Effects, exact: Effects, recall: float, top: int) -> 
         axes.set_ylabel(f"exact effect ({_unit(exact)})")
         axes.grid(color="#E9ECF0")
         axes.set_axisbelow(True)
-        correlation = rank_correlation([row["screened"] for row in rows], [row["exact"] for row in rows])
+        correlation = _rank_correlation([row["screened"] for row in rows], [row["exact"] for row in rows])
         told = "rank correlation n/a" if math.isnan(correlation) else f"rank correlation {correlation:.2f}"
         axes.set_title(f"Recall of the top {top}: {percent(recall)}, {told}, {len(rows)} site{'s' * (len(rows) != 1)}")
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
 
 
-def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
+def _rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
     """Spearman's correlation over the pairs of numbers; NaN for fewer than two of them or a constant."""
     pairs = np.array([first, second], float)
     pairs = pairs[:, np.isfinite(pairs).all(0)]
@@ -754,7 +764,8 @@ def rank_correlation(first: Sequence[float], second: Sequence[float]) -> float:
 
 
 def _ranks(values: Sequence[float]) -> list[int]:
-    order = sorted(range(len(values)), key=lambda i: (math.isnan(values[i]), -values[i]))
+    """Ranks by size from 1, in order among equals."""
+    order = sorted(range(len(values)), key=lambda i: (math.isnan(values[i]), -abs(values[i])))
     ranks = [0] * len(values)
     for place, index in enumerate(order, 1):
         ranks[index] = place

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.files import explained, remove, user_path, write_json, write_text
-from weightsmith.run.options import STAGES, BaselineOptions, RunOptions, to_yaml
+from weightsmith.run.options import STAGES, FolderOptions, RunOptions, to_yaml
 
 _log = logging.getLogger(__name__)
 
@@ -40,7 +40,7 @@ class RunFolder:
     logs: Path
 
     @classmethod
-    def named(cls, options: RunOptions | BaselineOptions, name: str) -> RunFolder:
+    def named(cls, options: FolderOptions, name: str) -> RunFolder:
         path = user_path(options.runs_dir) / name
 
         def place(chosen: str | None, default: Path) -> Path:
@@ -89,7 +89,7 @@ class RunFolder:
             root.removeHandler(handler)
             handler.close()
 
-    def write_config(self, options: RunOptions | BaselineOptions) -> None:
+    def write_config(self, options: FolderOptions) -> None:
         """`config.yaml`: the resolved options."""
         write_text(self.path / "config.yaml", to_yaml(options))
 
@@ -214,7 +214,7 @@ class RunFolder:
             remove(path)
 
 
-def new_name(options: RunOptions | BaselineOptions, stem: str) -> str:
+def new_name(options: FolderOptions, stem: str) -> str:
     """A folder name for this run: the user's or `stem`, with the time when asked, numbered when the stem is taken."""
     name = options.run_name or stem
     if not name or name.startswith(".") or any(sign in name for sign in "/\\\0"):

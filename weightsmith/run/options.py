@@ -20,24 +20,9 @@ DEFAULT_DATA = "~/.medmnist/pathmnist_224.npz"
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobOptions:
-    """What every job that trains has: a model, how it is trained, and where its files go."""
+class FolderOptions:
+    """What every job that fills a run folder has: where its files go, and how it is gone on with."""
 
-    model: str = "auto"
-    """Hub name or folder to fine-tune with a new head, a preset (digits, small, cifar) or a JSON config to train from scratch.
-    `auto` takes google/vit-base-patch16-224, and for the digits their preset."""
-    epochs: int | None = None
-    """Training epochs [10; a preset brings its own]."""
-    batch_size: int | None = None
-    """Images a training step [run 32, baseline 64; a preset brings its own]."""
-    lr: float | None = None
-    """Learning rate [run 1e-4, baseline 5e-5; a preset brings its own]."""
-    weight_decay: float | None = None
-    """AdamW's weight decay [0.01; a preset brings its own]."""
-    augment: Literal["none", "light", "natural", "dihedral"] | None = None
-    """Random views of training images [none; a preset brings its own]."""
-    pin_memory: bool = True
-    """Page-locked batches, on CUDA only."""
     seed: int = 42
     """Of the split, the weights, the training and every random choice."""
     device: str = "auto"
@@ -53,7 +38,7 @@ class JobOptions:
     runs_dir: str = "runs"
     """Where run folders lie."""
     checkpoint_dir: str | None = None
-    """Put training checkpoints into DIR/<run name> instead of the run folder."""
+    """Put checkpoints into DIR/<run name> instead of the run folder."""
     log_dir: str | None = None
     """Put the log into DIR/<run name> instead of the run folder."""
     results_dir: str | None = None
@@ -65,13 +50,35 @@ class JobOptions:
 
 
 @dataclass(frozen=True, kw_only=True)
+class JobOptions(FolderOptions):
+    """What every job that trains has: a model and how it is trained."""
+
+    model: str = "auto"
+    """Hub name or folder to fine-tune with a new head, a preset (digits, small, cifar) or a JSON config to train from
+    scratch. `auto` takes google/vit-base-patch16-224, and for the digits their preset."""
+    epochs: int | None = None
+    """Training epochs [10; a preset brings its own]."""
+    batch_size: int | None = None
+    """Images a training step [run 32, baseline 64; a preset brings its own]."""
+    lr: float | None = None
+    """Learning rate [run 1e-4, baseline 5e-5; a preset brings its own]."""
+    weight_decay: float | None = None
+    """AdamW's weight decay [0.01; a preset brings its own]."""
+    augment: Literal["none", "light", "natural", "dihedral"] | None = None
+    """Random views of training images [none; a preset brings its own]."""
+    pin_memory: bool = True
+    """Page-locked batches, on CUDA only."""
+
+
+@dataclass(frozen=True, kw_only=True)
 class RunOptions(JobOptions):
     """Correct a classifier: data, train, locate, edit, evaluate."""
 
     stage: Stage = "full"
     """Which stage to run; each takes what earlier stages left in the run folder, `full` runs all five."""
     data_path: str = DEFAULT_DATA
-    """A MedMNIST-layout .npz, a folder of images by class, or `digits` (no download needed)."""
+    """A MedMNIST-layout .npz, a folder of images by class, parquet files in the hub's layout, or `digits` or
+    `coloured-digits` (no download needed)."""
     held_out_ratio: float = 0.2
     """Share of the train part that only the evaluation may see."""
     held_out_from: Literal["train", "test", "none"] = "train"
@@ -100,6 +107,8 @@ class RunOptions(JobOptions):
     """One or more of alphaedit, head, finetune; several are compared on the same corrections."""
     edit_layers: tuple[int, ...] | None = None
     """Layers to edit [the traced ones, else the last three]."""
+    layers_from: str | None = None
+    """Take the layers of largest effect from a `weightsmith locate` run folder or its effects file instead of tracing's."""
     num_edit_layers: int = 3
     """How many of the traced layers to edit."""
     astra_layers: bool = True
@@ -165,7 +174,126 @@ class DownloadOptions:
     """Folder to put the file into."""
 
 
-Options = TypeVar("Options", RunOptions, BaselineOptions)
+@dataclass(frozen=True, kw_only=True)
+class LocateOptions(FolderOptions):
+    """What every way to locate has: a trained model, the inputs, and the places that are looked at."""
+
+    model: str = "auto"
+    """A trained model: run folder, Hugging Face folder or hub name; an image classifier or a language model. `auto` trains
+    the preset of the digits or the coloured digits first, for about 15 s."""
+    data_path: str = "digits"
+    """Images: as for `run`. For a language model a JSON file of prompts with subjects (known-1000, CounterFact), or of
+    token ids."""
+    part: str = "val"
+    """Which part of the images: train, val or test. Where the model's run folder tells what it held out, that is refused."""
+    select: Literal["errors", "right", "all"] = "errors"
+    """Which of them: those that the model gets wrong, those it gets right, or all."""
+    max_samples: int = 50
+    """Images or prompts at most, drawn at random with --seed (prompts: the first ones)."""
+    batch_memory: int | None = None
+    """Megabytes for the runs that are kept at a time [512; on a GPU a quarter of what is free]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SweepOptions(LocateOptions):
+    """Places for an exact sweep."""
+
+    sites: tuple[str, ...] = ("resid.out", "attn.out", "mlp.out")
+    """Kinds restored in each layer: resid.out, attn.out, mlp.out, resid.in, attn.q, attn.k, attn.v, attn.z, mlp.key."""
+    tokens: str = "auto"
+    """At which tokens: cls, patches, last, all, or positions such as 0,17,4:8 [cls; prompts: the subject's, by name]."""
+    window: tuple[int, ...] = (1,)
+    """Windows of so many layers; single layers are always measured beside them."""
+    heads: bool = True
+    """Measure each attention head as well."""
+    map_samples: int = 4
+    """Inputs for which every layer and token is restored by itself and drawn; 0 draws none."""
+    map_site: str = "resid.out"
+    """The kind that is restored for those maps."""
+    token_block: int = 1
+    """Restore so many neighbouring patches together in those maps."""
+    sever: tuple[str, ...] = ()
+    """Also measure the layers with these paths severed behind the restored place: attn.out, mlp.out."""
+    metric: Literal["logit_difference", "probability", "kl"] = "logit_difference"
+    """What is drawn; the tables have all three, raw and normalised."""
+    min_gap: float | None = None
+    """Refuse inputs in which the corruption changes the metric by less [logit difference 0.05, probability 0.005, kl
+    0.001]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TraceOptions(SweepOptions):
+    """Causal tracing: noise on the embeddings of patches, or of a prompt's subject."""
+
+    noise: float = 3.0
+    """Noise in standard deviations of the clean embeddings."""
+    num_ablations: int = 10
+    """Noise samples an input."""
+    target: Literal["predicted", "label"] = "predicted"
+    """The class whose recovery is measured: the one that the model gives, or the image's label."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchOptions(SweepOptions):
+    """Activation patching on pairs: an image and what it becomes without its colour, its order, its sharpness..."""
+
+    data_path: str = "coloured-digits"
+    """Images: as for `run`."""
+    select: Literal["errors", "right", "all"] = "right"
+    """Which of them: those that the model gets wrong, those it gets right, or all."""
+    max_samples: int = 1000
+    """Images at most, drawn at random with --seed."""
+    corruption: Literal["greyscale", "blur", "pixel_noise", "patch_shuffle", "region_swap", "other_image", "noise"] = (
+        "greyscale"
+    )
+    """What is done to the image; noise is on its embeddings, and what a prompt always gets."""
+    noise: float = 3.0
+    """Noise in standard deviations of the clean embeddings."""
+    num_ablations: int = 10
+    """Noise samples an input."""
+    strength: float | None = None
+    """Of the corruption: blur's sigma (share of the side), pixel noise's scale, region swap's share [each its own]."""
+    corrupted_from: str | None = None
+    """A second data set, image for image the corrupted one of the first, instead of a corruption."""
+    window: tuple[int, ...] = (1, 3)
+    """Windows of so many layers; single layers are always measured beside them."""
+    target: Literal["predicted", "label"] = "predicted"
+    """The class whose recovery is measured: the one that the model gives, or the image's label."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributionOptions(PatchOptions):
+    """Gradient screens of every place at once, the best of them measured exactly, and how much the screen missed."""
+
+    method: Literal["attribution", "integrated"] = "attribution"
+    """Gradient at the corrupted run, or its mean along the path to the clean one."""
+    steps: int = 10
+    """Points on that path."""
+    verify: int = 20
+    """Places of largest screened effect to measure exactly on all inputs."""
+    audit: int = 32
+    """Inputs on which every place is measured exactly, for the recall."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchAttributionOptions(LocateOptions):
+    """ASTRA: which patches of the image make the class, by random masks, and a steering vector made from them."""
+
+    masks: int = 64
+    """Random masks an image."""
+    keep: float = 0.5
+    """Probability with which a mask keeps a patch."""
+    alpha: float = 0.01
+    """Weight of the Lasso's penalty."""
+    top: int = 15
+    """Patches of largest positive weight that make the steering vector."""
+    strengths: tuple[float, ...] = (0.5, 1.0, 2.0, 4.0)
+    """Strengths of the steering that are tried."""
+    target: Literal["predicted", "label"] = "predicted"
+    """The class that is attributed: the one that the model gives, or the image's label."""
+
+
+Options = TypeVar("Options", bound=FolderOptions)
 
 
 def read_yaml(path: Path, base: Options) -> Options:
@@ -191,7 +319,7 @@ def read_yaml(path: Path, base: Options) -> Options:
     return dataclasses.replace(base, **values)
 
 
-def to_yaml(options: RunOptions | BaselineOptions) -> str:
+def to_yaml(options: FolderOptions) -> str:
     """The options as YAML, that `read_yaml` reads back."""
     entries = {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(options).items()}
     return yaml.safe_dump(entries, sort_keys=False, allow_unicode=True)

@@ -31,7 +31,7 @@ _CONCERNS: dict[str, tuple[str, ...]] = {
     "train": ("model", "checkpoint", "epochs", "batch_size", "lr", "weight_decay", "augment"),
     "locate": ("num_ablations", "max_samples", "noise", "trace_site", "trace_target", "trace_metric", "min_errors"),
     "edit": (
-        "edit_method", "edit_layers", "num_edit_layers", "astra_layers", "max_edits", "min_errors", "margin",
+        "edit_method", "edit_layers", "layers_from", "num_edit_layers", "astra_layers", "max_edits", "min_errors", "margin",
         "null_fraction", "null_threshold", "whiten", "ridge", "l2", "head_lr", "head_steps", "ewc_strength", "ewc_lambda",
         "closed_form",
     ),

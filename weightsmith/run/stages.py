@@ -22,6 +22,7 @@ from weightsmith.files import read_csv, user_path, write_csv, write_json, write_
 from weightsmith.measure import Predictions, misclassified
 from weightsmith.models import Model, load, registered_by, save
 from weightsmith.request import Request, load_requests, save_requests
+from weightsmith.run.findings import layers_of
 from weightsmith.run.job import Job, check_split, new_model, save_indices, start_of, train_options
 from weightsmith.run.options import RunOptions
 from weightsmith.run.tables import (
@@ -215,11 +216,15 @@ STAGE_FUNCTIONS: dict[str, Callable[[Job], None]] = {
 
 
 def edit_layers(job: Job) -> tuple[int, ...]:
-    """The user's layers, else the traced ones, else the last three; which of them it was is noted."""
+    """The user's layers, else those of --layers-from, else the traced ones, else the last three; which, is noted."""
     options, model = job.options, job.trained
     if options.edit_layers is not None:
         model.check_layers(options.edit_layers)
         return tuple(sorted(options.edit_layers))
+    if options.layers_from is not None:
+        layers = layers_of(options.layers_from, options.num_edit_layers, model.n_layers)
+        job.note(f"Layers {list(layers)} are edited, those of largest effect in {options.layers_from}.")
+        return layers
     traced = job.folder.results / "effects.safetensors"
     if options.astra_layers and traced.exists():
         effects = Effects.load(traced)

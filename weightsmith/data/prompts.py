@@ -1,0 +1,80 @@
+"""Prompts with a subject, from files: the tracing facts known-1000, CounterFact, and lists of token ids."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from weightsmith.errors import WeightsmithError
+from weightsmith.files import user_path
+
+FORMS = (
+    'a JSON list of records with "prompt" and "subject" (known-1000, CounterFact), or of {"ids": [...], "subject": [first, end]}'
+)
+
+
+@dataclass(frozen=True)
+class SubjectPrompt:
+    """A text, or its tokens, and where its subject is.
+
+    Attributes:
+        name: identifies it in its file.
+        text: the prompt; "" where token ids are given.
+        subject: the subject's words; "" where its tokens are given.
+        ids: token ids, empty where there is a text.
+        span: (first, end) the subject's tokens among `ids`.
+        target: id of the token whose recovery is wanted, with `ids`; None for the one that the model gives.
+    """
+
+    name: str
+    text: str = ""
+    subject: str = ""
+    ids: tuple[int, ...] = ()
+    span: tuple[int, int] = (0, 0)
+    target: int | None = None
+
+
+def read_prompts(path: str | Path, limit: int | None = None) -> list[SubjectPrompt]:
+    """The prompts of a JSON file, the first `limit` of them.
+
+    CounterFact's original layout (`requested_rewrite`) is read as well as the flat ones; `{}` in a prompt is its subject.
+
+    Raises:
+        WeightsmithError: no such file, no JSON list, a record without a prompt or with a subject that is not in it.
+    """
+    file = user_path(path)
+    try:
+        records = json.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise WeightsmithError(f"--data-path {path} cannot be read: give {FORMS}") from error
+    except ValueError as error:
+        raise WeightsmithError(f"--data-path {path} is no JSON file ({error}): give {FORMS}") from error
+    if not isinstance(records, list) or not records:
+        raise WeightsmithError(f"--data-path {path} holds no list of prompts: give {FORMS}")
+    return [_prompt(record, number, path) for number, record in enumerate(records[:limit])]
+
+
+def _prompt(record: Any, number: int, path: str | Path) -> SubjectPrompt:
+    where = f"record {number} of {path}"
+    if not isinstance(record, dict):
+        raise WeightsmithError(f"{where} is no record with a prompt: give {FORMS}")
+    rewrite = record.get("requested_rewrite")
+    record = record | rewrite if isinstance(rewrite, dict) else record
+    name = str(next((record[key] for key in ("name", "known_id", "case_id") if key in record), number))
+    if "ids" in record:
+        try:
+            ids = tuple(int(token) for token in record["ids"])
+            first, end = (int(token) for token in record["subject"])
+            target = record.get("target")
+            return SubjectPrompt(name, ids=ids, span=(first, end), target=None if target is None else int(target))
+        except (TypeError, ValueError, KeyError) as error:
+            raise WeightsmithError(f'{where} needs "ids" and "subject": [first, end] as numbers') from error
+    text, subject = record.get("prompt"), record.get("subject")
+    if not isinstance(text, str) or not isinstance(subject, str) or not subject:
+        raise WeightsmithError(f'{where} has no "prompt" and "subject" as text: give {FORMS}')
+    text = text.replace("{}", subject)
+    if subject not in text:
+        raise WeightsmithError(f"the subject {subject!r} of {where} is not in its prompt {text!r}: correct the record")
+    return SubjectPrompt(name, text, subject)
