@@ -16,6 +16,7 @@ from typing import Annotated, Any
 import tyro
 from rich.console import Console
 from rich.logging import RichHandler
+from rich.markup import escape
 
 from weightsmith import __version__
 from weightsmith.errors import WeightsmithError
@@ -63,7 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         raise SystemExit(1) from None
     except KeyboardInterrupt:
-        _fail("stopped by Ctrl-C; what was finished is kept: give --resume to go on", INTERRUPTED)
+        _fail(
+            "stopped by Ctrl-C; what was finished is kept: give --resume and the run's --run-name to go on", INTERRUPTED
+        )
+    except (FileExistsError, NotADirectoryError) as error:
+        _fail(f"{error.filename} cannot be used ({error.strerror}): a file is where a folder should be", 1)
     except OSError as error:
         if not disk_is_full(error):
             raise
@@ -104,13 +109,25 @@ def _defaults(kind: type[Any], flags: list[str]) -> Any:
         return base
     values = {name: _flag(flags, name) for name in ("run-name", "runs-dir", "stage", "config")}
     goes_on = values["stage"] not in (None, "full") or "--resume" in flags
-    if kind is RunOptions and values["run-name"] and goes_on:
+    if issubclass(kind, RunOptions | LocateOptions) and values["run-name"] and goes_on:
         stored = user_path(values["runs-dir"] or base.runs_dir) / values["run-name"] / "config.yaml"
         if stored.is_file():
-            base = replace(read_yaml(stored, base), stage="full", resume=False, overwrite=False, config=None)
+            base = _as_asked(stored, base)
     if values["config"]:
         base = read_yaml(user_path(values["config"]), base)
     return base
+
+
+def _as_asked(stored: Path, base: Any) -> Any:
+    """The options of an existing run, without those that say what is to be done with its folder."""
+    again = {"resume": False, "overwrite": False, "timestamp": False, "config": None}
+    try:
+        asked = read_yaml(stored, base)
+    except WeightsmithError:
+        if isinstance(base, RunOptions):
+            raise
+        return base  # of another way to locate, which `locate` tells
+    return replace(asked, **again, **({"stage": "full"} if isinstance(base, RunOptions) else {}))
 
 
 def _flag(flags: list[str], name: str) -> str | None:
@@ -142,5 +159,5 @@ def _run(options: Any) -> None:
 
 
 def _fail(text: str, status: int) -> None:
-    CONSOLE.print(f"[bold red]error:[/] {text}", soft_wrap=True, highlight=False)
+    CONSOLE.print(f"[bold red]error:[/] {escape(text)}", soft_wrap=True, highlight=False)
     raise SystemExit(status)

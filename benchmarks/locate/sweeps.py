@@ -1,10 +1,11 @@
 """The exact sweep beside the obvious ones, in one run: CPU seconds, wall seconds and the largest difference.
 
-    python benchmarks/locate/sweeps.py tokens heads causal            # about 15 minutes on two cores
+    python benchmarks/locate/sweeps.py tokens heads causal            # about 25 minutes on two cores
     python benchmarks/locate/sweeps.py tokens --without-nnsight
 
-nnsight is timed where it is installed (`pip install nnsight`); it is no requirement of weightsmith. Runs are interleaved,
-and the hook loop is timed twice, as its own control (A/A).
+nnsight is timed where it is installed (`pip install nnsight`); it is no requirement of weightsmith. Its `skip` hands the
+blocks below a restored one their corrupted outputs instead of running them, as its guide to sweeps recommends. Runs are
+interleaved, and the hook loop is timed twice, as its own control (A/A).
 """
 
 from __future__ import annotations
@@ -91,9 +92,11 @@ def contenders(shape: str, with_nnsight: bool, samples: int) -> dict[str, Run]:
         "hook loop": lambda: loop(network, clean, corrupted, PAIR),
         "weightsmith": ours,
         "hook loop again": lambda: loop(network, clean, corrupted, PAIR),
+        "hook loop, 8 sites a pass": lambda: loop(network, clean, corrupted, PAIR, batch=8),
     }
     if with_nnsight:
-        runs["nnsight"] = lambda: traced(network, clean, corrupted, PAIR)
+        runs["nnsight"] = lambda: traced(network, clean, corrupted, PAIR, batch=1, skip=False)
+        runs["nnsight, 8 sites a trace, skip"] = lambda: traced(network, clean, corrupted, PAIR)
     return runs
 
 

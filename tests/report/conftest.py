@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from weightsmith.effects import Effects
+from weightsmith.report import plots
 from weightsmith.site import Site
 
 Rows = list[dict[str, object]]
@@ -22,6 +24,41 @@ def effects() -> Effects:
     values = means + 0.05 * torch.randn(20, 6, generator=generator, dtype=torch.float64)
     sites = tuple(Site("resid.out", layer, tokens="cls") for layer in range(6))
     return Effects(sites, values, tuple(f"train/{i}" for i in range(20)), "probability", {"target": "predicted"})
+
+
+@pytest.fixture(scope="session")
+def measured() -> Callable[..., Effects]:
+    """`measured(sites, samples=6, seed=0, **info)`: effects around a mean that differs by site, of either sign."""
+
+    def make(sites: Sequence[Site], samples: int = 6, seed: int = 0, **info: object) -> Effects:
+        random = np.random.default_rng(seed)
+        values = random.normal(size=len(sites)) + 0.3 * random.normal(size=(samples, len(sites)))
+        names = tuple(f"val/{i}" for i in range(samples))
+        return Effects(tuple(sites), torch.tensor(values), names, "probability", {"target": "predicted", **info})
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def laid_out() -> Callable[[Figure], tuple[float, float]]:
+    """Width and height in inches of a figure as it would be saved.
+
+    Everything is drawn except into pixels, which is what takes long: a warning, of panels without room say, is an error.
+    """
+
+    def inches(figure: Figure) -> tuple[float, float]:
+        with plots.style():
+            figure.draw_without_rendering()
+            box = figure.get_tightbbox()
+        return box.width, box.height
+
+    return inches
+
+
+@pytest.fixture
+def blank_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pages get their figures made and not drawn, for tests of the text around them."""
+    monkeypatch.setattr(plots, "as_data_uri", lambda figure: "data:,")
 
 
 @pytest.fixture(scope="session")

@@ -110,6 +110,7 @@ def test_a_full_page_has_every_section_in_order_with_a_link_to_each(text, full):
         (set(), []),
     ],
 )
+@pytest.mark.usefixtures("blank_figures")
 def test_a_section_is_there_exactly_when_its_input_is(full, given, sections):
     for command in COMMANDS:
         page = Page(build_locate(LocateInputs("x", command, **{name: full[name] for name in given})))
@@ -196,6 +197,7 @@ def test_settings_are_folded(text):
     assert [found["id"] for found in folded] == ["environment", "settings"]
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_text_from_data_is_escaped_everywhere(full):
     bad = '<script>alert("x")</script>'
     nothing = full["figures"][0][1]
@@ -218,6 +220,7 @@ def test_text_from_data_is_escaped_everywhere(full):
     assert not any("onerror" in attributes for _, attributes in page.tags)
 
 
+@pytest.mark.usefixtures("blank_figures")
 def test_figures_say_in_words_what_they_are(full, effects):
     figure = layer_curves([effects])
     images = Page(build_locate(LocateInputs("x", "trace", figures=[('a "caption"', figure)]))).all("img")

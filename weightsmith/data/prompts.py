@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +11,8 @@ from weightsmith.errors import WeightsmithError
 from weightsmith.files import user_path
 
 FORMS = (
-    'a JSON list of records with "prompt" and "subject" (known-1000, CounterFact), or of {"ids": [...], "subject": [first, end]}'
+    'a JSON list of records with "prompt" and "subject" (known-1000, CounterFact), or of records with "ids": [...] and '
+    '"subject": [first, end]'
 )
 
 
@@ -53,7 +54,13 @@ def read_prompts(path: str | Path, limit: int | None = None) -> list[SubjectProm
         raise WeightsmithError(f"--data-path {path} is no JSON file ({error}): give {FORMS}") from error
     if not isinstance(records, list) or not records:
         raise WeightsmithError(f"--data-path {path} holds no list of prompts: give {FORMS}")
-    return [_prompt(record, number, path) for number, record in enumerate(records[:limit])]
+    prompts: dict[str, SubjectPrompt] = {}
+    for number, record in enumerate(records[:limit]):
+        prompt = _prompt(record, number, path)
+        if prompt.name in prompts:  # a name stands for one prompt in every table
+            prompt = replace(prompt, name=f"{prompt.name} (record {number})")
+        prompts[prompt.name] = prompt
+    return list(prompts.values())
 
 
 def _prompt(record: Any, number: int, path: str | Path) -> SubjectPrompt:
@@ -64,13 +71,12 @@ def _prompt(record: Any, number: int, path: str | Path) -> SubjectPrompt:
     record = record | rewrite if isinstance(rewrite, dict) else record
     name = str(next((record[key] for key in ("name", "known_id", "case_id") if key in record), number))
     if "ids" in record:
-        try:
-            ids = tuple(int(token) for token in record["ids"])
-            first, end = (int(token) for token in record["subject"])
-            target = record.get("target")
-            return SubjectPrompt(name, ids=ids, span=(first, end), target=None if target is None else int(target))
-        except (TypeError, ValueError, KeyError) as error:
-            raise WeightsmithError(f'{where} needs "ids" and "subject": [first, end] as numbers') from error
+        ids, span, target = record["ids"], record.get("subject"), record.get("target")
+        if not (_whole(ids) and ids and _whole(span) and len(span) == 2 and _whole([0 if target is None else target])):
+            raise WeightsmithError(
+                f'{where} needs "ids" and "subject": [first, end], and where there is one "target", as whole numbers from 0'
+            )
+        return SubjectPrompt(name, ids=tuple(ids), span=(span[0], span[1]), target=target)
     text, subject = record.get("prompt"), record.get("subject")
     if not isinstance(text, str) or not isinstance(subject, str) or not subject:
         raise WeightsmithError(f'{where} has no "prompt" and "subject" as text: give {FORMS}')
@@ -78,3 +84,8 @@ def _prompt(record: Any, number: int, path: str | Path) -> SubjectPrompt:
     if subject not in text:
         raise WeightsmithError(f"the subject {subject!r} of {where} is not in its prompt {text!r}: correct the record")
     return SubjectPrompt(name, text, subject)
+
+
+def _whole(values: Any) -> bool:
+    """Whether these are a list of whole numbers from 0."""
+    return isinstance(values, list) and all(type(value) is int and value >= 0 for value in values)

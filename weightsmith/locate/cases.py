@@ -69,6 +69,7 @@ class ImageCases:
         how: what was done to the pixels, in words, where `corruption` is images.
         sigma: standard deviation of the clean embeddings at the noisy positions; None measures it over all of them.
         describes: what the target class is: "predicted", "label".
+        places: the number by which the noise of each image is drawn; () is its place.
 
     Raises:
         WeightsmithError: no images, pairs of different size, a network without patch tokens under embedding noise.
@@ -83,6 +84,7 @@ class ImageCases:
     how: str = "images"
     sigma: float | None = None
     describes: str = "predicted"
+    places: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not len(self.pixels):
@@ -101,6 +103,7 @@ class ImageCases:
                 )
             if self.sigma is None:
                 object.__setattr__(self, "sigma", self._measured_sigma())
+        object.__setattr__(self, "places", self.places or tuple(range(len(self.pixels))))
 
     @property
     def samples(self) -> int:
@@ -121,15 +124,13 @@ class ImageCases:
         special = self.model.family.special
         assert self.sigma is not None
         for row, case in enumerate(which):
-            corrupted[row, :, special:] += self.corruption.draw(clean[row, special:], self.sigma, case)
+            corrupted[row, :, special:] += self.corruption.draw(clean[row, special:], self.sigma, self.places[case])
         return clean, corrupted
 
     def describe(self) -> dict[str, object]:
         said: dict[str, object] = {"target": self.describes, "images_sha256": digest(self.pixels)}
         if isinstance(self.corruption, EmbeddingNoise):
-            noise = self.corruption
-            drawn = {"noise": noise.scale, "samples": noise.samples, "seed": noise.seed}
-            return said | {"corruption": drawn, "sigma": self.sigma}
+            return said | {"corruption": _drawn(self.corruption, self.places), "sigma": self.sigma}
         return said | {"corruption": self.how, "corrupted_sha256": digest(self.corruption)}
 
     def _embed(self, pixels: Tensor) -> Tensor:
@@ -167,6 +168,8 @@ class Prompt:
         first, end = self.subject
         if not self.ids or min(self.ids) < 0:
             raise WeightsmithError(f"the prompt {self.name} needs token ids from 0, at least one")
+        if self.target is not None and self.target < 0:
+            raise WeightsmithError(f"the prompt {self.name} has the target {self.target}: token ids count from 0")
         if not 0 <= first < end <= len(self.ids):
             raise WeightsmithError(
                 f"the subject of the prompt {self.name} is given as tokens {first} to {end} of {len(self.ids)}: "
@@ -184,6 +187,7 @@ class PromptCases:
         model: a language model.
         prompts: of any lengths.
         noise: 3σ by default.
+        places: the number by which the noise of each prompt is drawn; () is its place.
 
     Raises:
         WeightsmithError: no prompts, token ids beyond the vocabulary, a prompt too long for the model.
@@ -193,6 +197,7 @@ class PromptCases:
     prompts: tuple[Prompt, ...]
     noise: EmbeddingNoise
     sigma: float = 0.0
+    places: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if not self.prompts:
@@ -211,6 +216,7 @@ class PromptCases:
                 )
         if not self.sigma:
             object.__setattr__(self, "sigma", self._measured_sigma())
+        object.__setattr__(self, "places", self.places or tuple(range(len(self.prompts))))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -252,14 +258,13 @@ class PromptCases:
         corrupted = clean[:, None].repeat(1, self.noise.samples, 1, 1)
         for row, case in enumerate(which):
             first, end = self.prompts[case].subject
-            corrupted[row, :, first:end] += self.noise.draw(clean[row, first:end], self.sigma, case)
+            corrupted[row, :, first:end] += self.noise.draw(clean[row, first:end], self.sigma, self.places[case])
         return clean, corrupted
 
     def describe(self) -> dict[str, object]:
-        noise = self.noise
         text = repr([(prompt.ids, prompt.subject, prompt.target) for prompt in self.prompts])
         return {
-            "corruption": {"noise": noise.scale, "samples": noise.samples, "seed": noise.seed},
+            "corruption": _drawn(self.noise, self.places),
             "sigma": self.sigma,
             "prompts_sha256": hashlib.sha256(text.encode()).hexdigest(),
         }
@@ -273,7 +278,7 @@ class PromptCases:
 
 
 def select(cases: Cases, which: Sequence[int]) -> Cases:
-    """Some of the cases. Noise is drawn by a case's place, so it is that of its new place."""
+    """Some of the cases, with the noise that each has among all."""
     index = torch.as_tensor(which)
     if isinstance(cases, ImageCases):
         corruption = cases.corruption[index] if isinstance(cases.corruption, Tensor) else cases.corruption
@@ -284,9 +289,17 @@ def select(cases: Cases, which: Sequence[int]) -> Cases:
             corruption=corruption,
             targets=cases.targets[index],
             foils=cases.foils[index],
+            places=tuple(cases.places[i] for i in which),
         )
     assert isinstance(cases, PromptCases)
-    return replace(cases, prompts=tuple(cases.prompts[i] for i in which))
+    places = tuple(cases.places[i] for i in which)
+    return replace(cases, prompts=tuple(cases.prompts[i] for i in which), places=places)
+
+
+def _drawn(noise: EmbeddingNoise, places: Sequence[int]) -> dict[str, object]:
+    """The noise, and where cases are not numbered by their places also their numbers."""
+    said: dict[str, object] = {"noise": noise.scale, "samples": noise.samples, "seed": noise.seed}
+    return said if list(places) == list(range(len(places))) else said | {"places": list(places)}
 
 
 def check_classes(model: Model, names: Sequence[str], *classes: Tensor) -> None:

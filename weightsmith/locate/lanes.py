@@ -78,8 +78,10 @@ class HookLanes:
     def __init__(self, model: Model, clean: Tensor, corrupted: Tensor, kinds: set[str], held: set[str]) -> None:
         self._model = model
         layers = range(model.n_layers)
-        streams = [Site("resid.in", layer) for layer in layers]
+        # A pass starts from what the block before it gave: at its own input somebody's hook may have been already.
+        streams = [Site("resid.out", layer) for layer in layers[:-1]]
         self._base = record(model, corrupted, [*streams, *(Site(k, i) for k in held for i in layers)], start=0)
+        self._entering = [corrupted, *(self._base[site] for site in streams)]
         self._clean = record(model, clean, [Site(kind, layer) for kind in kinds for layer in layers], start=0)
         self.clean, self.corrupted = self._clean.logits, self._base.logits
         self.work = float(model.n_layers * (len(clean) + len(corrupted)))
@@ -95,7 +97,7 @@ class HookLanes:
             patches[site] = _after(patches.get(site), _writer([lane[place] for lane in batch.writes], source))
         self.work += len(batch.base) * (self._model.n_layers - first)
         with patch(self._model, patches):
-            return self._model.run_from(first, self._base[Site("resid.in", first)][batch.base])
+            return self._model.run_from(first, self._entering[first][batch.base])
 
     def lane_bytes(self) -> int:
         return 20 * int(self._shape.numel()) * 4

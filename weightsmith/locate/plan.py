@@ -65,11 +65,6 @@ class Target:
     writes: tuple[Write, ...]
     restores_all: bool = False
 
-    @property
-    def first_row(self) -> int:
-        """The first token written."""
-        return min((write.rows[0] for write in self.writes if write.rows), default=0)
-
 
 def targets(
     model: Model,
@@ -85,7 +80,7 @@ def targets(
         tokens: of each input; 0 where there are none.
         sever: kinds, `attn.out` or `mlp.out`, held at their corrupted values in all parts of the pass behind the site.
         reduce: leave out what cannot matter: behind the last block only one token is read, and before it only that
-            token's query; a family of plain pre-norm blocks writes linear maps' inputs as their outputs.
+            token's query; linear maps' inputs are written as their outputs. Somebody's hook may make any of it matter.
 
     Raises:
         WeightsmithError: a site that the model has not or that cannot be written, a kind that cannot be severed.
@@ -98,7 +93,7 @@ def targets(
     found: list[Target] = []
     for index, site in enumerate(sites):
         single = site.each()
-        writes = [_write(model, each, tokens) for each in single]
+        writes = [_write(model, each, tokens, reduce) for each in single]
         last = max(writes, key=lambda write: write.place)
         held = [
             Write(kind, layer, _all(tokens), clean=False)
@@ -122,19 +117,19 @@ def targets(
 
 
 def groups(found: Iterable[Target]) -> list[list[Target]]:
-    """Targets that run in one batch, by the forms of their writes; within each, by the first token written."""
+    """Targets that can run in one batch, by the forms of their writes."""
     by_form: dict[tuple[object, ...], list[Target]] = {}
     for target in found:
         if target.writes:
             by_form.setdefault(tuple(write.form for write in target.writes), []).append(target)
-    return [sorted(group, key=lambda target: target.first_row) for group in by_form.values()]
+    return list(by_form.values())
 
 
 def _all(tokens: int) -> tuple[int, ...] | None:
     return tuple(range(tokens)) if tokens else None
 
 
-def _write(model: Model, site: Site, tokens: int) -> Write:
+def _write(model: Model, site: Site, tokens: int, reduce: bool) -> Write:
     bound = model.bind(site)
     if not bound.writable or site.layer is None or site.kind not in ORDER:
         raise WeightsmithError(
@@ -153,10 +148,10 @@ def _write(model: Model, site: Site, tokens: int) -> Write:
         first = bound.columns.start - (0 if whole is None else whole.start)
         columns = (first, first + bound.columns.stop - bound.columns.start)
     kind = site.kind
-    if model.family.parts is not None:
+    if reduce and model.family.parts is not None:
         # Behind these sites there is nothing but a linear map, and nothing else enters it at these tokens.
         kind = _SAME.get(kind, kind) if site.head is None else kind
-    if kind == "resid.in" and site.layer > 0:
+    if reduce and kind == "resid.in" and site.layer > 0:
         return Write("resid.out", site.layer - 1, rows)
     return Write(kind, site.layer, rows, columns)
 

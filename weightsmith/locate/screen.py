@@ -14,6 +14,7 @@ from weightsmith.effects import Effects
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.locate.cases import Cases, PromptCases, select
 from weightsmith.locate.metrics import METRICS, Decision, check_metric
+from weightsmith.locate.plan import targets
 from weightsmith.locate.sweep import Sweep, decided, sweep
 from weightsmith.models import Model, patch, record
 from weightsmith.progress import progress
@@ -185,6 +186,7 @@ def _guess(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(cases, sites) guesses, (2, cases) clean and corrupted metric, (2, cases) targets and foils."""
     meant = [cases.meant(which[0], site) if isinstance(cases, PromptCases) else [site] for site in sites]
+    targets(model, [site for group in meant for site in group], cases.tokens(which[0]))  # refuses what a sweep refuses
     singles = [each for group in meant for site in group for each in site.each()]
     whole = list(dict.fromkeys(replace(each, head=None, tokens=None) for each in singles))
     entering, corrupted_in = cases.embedded(which)

@@ -131,6 +131,10 @@ def sweep(
     return run.joined([pieces[first] for first in sorted(pieces)])
 
 
+_Lane = tuple[Target, int, int]
+"""A target, the case in which it is restored, and the corrupted input."""
+
+
 @dataclass(frozen=True, eq=False)
 class _Piece:
     """What some cases gave: the tensors of a `Sweep` for them, refused ones included, and the work it took."""
@@ -164,7 +168,7 @@ class _Run:
         if isinstance(self.cases, PromptCases):
             yield from ([i] for i in range(len(self.cases.names)))
             return
-        n, size = len(self.cases.names), max(1, self._budget() // (self.cases.samples * self._input_bytes()))
+        n, size = len(self.cases.names), max(1, self._budget() // (self.cases.samples * self._input_bytes(0)))
         for start in range(0, n, size):
             yield list(range(start, min(start + size, n)))
 
@@ -172,13 +176,14 @@ class _Run:
         """Measure some cases."""
         clean, corrupted = self.cases.embedded(which)
         n, samples = len(which), corrupted.shape[1]
-        first = [_first_changed(clean[row], corrupted[row]) for row in range(n)]
+        # Somebody's hook may carry what changes to any token: then nothing is taken to be idle.
+        first = [_first_changed(clean[row], corrupted[row]) if Split.fits(self.model) else 0 for row in range(n)]
         plan = self._targets(which[0])
         every = [target for each in plan for target in each]
         kinds = {write.kind for target in every for write in target.writes if write.clean}
         held = {write.kind for target in every for write in target.writes if not write.clean}
         # A single case whose noise samples do not fit is measured in slices of them.
-        slices = torch.split(torch.arange(samples), max(1, self._budget() // (n * self._input_bytes())))
+        slices = torch.split(torch.arange(samples), max(1, self._budget() // (n * self._input_bytes(which[0]))))
         decision = None if len(slices) == 1 else self._decision(which, clean, corrupted)
         sums = {name: torch.zeros(n, len(every), dtype=torch.float64) for name in self.metrics}
         ends = {name: torch.zeros(2, n, dtype=torch.float64) for name in self.metrics}
@@ -203,12 +208,14 @@ class _Run:
             "targets": decision.target.cpu(),
             "foils": decision.foil.cpu(),
             "work": torch.tensor([work], dtype=torch.float64),
+            "full_passes": torch.tensor([n * (1 + samples * (1 + len(every)))]),
         }
         for name in self.metrics:
             columns, start = [], 0
             for each in plan:
-                mean = sums[name][:, start : start + len(each)].mean(1)  # NaN where the case has no such site
-                columns.append(mean)
+                # NaN where the case has no such site; what leaves each token's value as it is leaves the mean exactly.
+                values = sums[name][:, start : start + len(each)]
+                columns.append(values[:, :1].sum(1) + (values - values[:, :1]).mean(1))
                 start += len(each)
             tensors |= {f"restored.{name}": torch.stack(columns, 1), f"ends.{name}": ends[name]}
         return _Piece(tensors)
@@ -228,13 +235,12 @@ class _Run:
                 f"(the largest gap is {float(joined['gap'].abs().max()):.2g}): choose a stronger corruption, or a lower "
                 "--min-gap"
             )
-        layers, samples = self.model.n_layers, self.cases.samples
         info = self.cases.describe() | {
             "metrics": list(self.metrics),
             "min_gap": self.floor,
             "sever": list(self.sever),
             "block_forwards": round(float(joined["work"].sum()), 2),
-            "naive_block_forwards": len(names) * layers * (1 + samples * (1 + len(self.sites))),
+            "naive_block_forwards": self.model.n_layers * int(joined["full_passes"].sum()),
             "attention": getattr(self.model.module.config, "_attn_implementation", None),
         }
         return Sweep(
@@ -300,10 +306,9 @@ class _Run:
                 if not _is_idle(target, first[case], causal)
                 for sample in range(samples)
             ]
-            for start in range(0, len(todo), size):
-                chunk = todo[start : start + size]
+            starts = [_begin(target, first[row], tokens) if causal else 0 for target, row, _ in todo]
+            for begin, chunk in _chunked(todo, starts, size, tokens):
                 case = torch.tensor([entry[1] for entry in chunk], device=device)
-                begin = min(_begin(target, first[row], tokens) for target, row, _ in chunk) if causal else 0
                 base = torch.tensor([entry[2] for entry in chunk], device=device)
                 logits = lanes.run(Batch(base, case, [target.writes for target, _, _ in chunk], begin))
                 column = torch.tensor([place[id(target)] for target, _, _ in chunk], device=device)
@@ -319,11 +324,11 @@ class _Run:
         each = torch.stack(runs).view(len(corrupted), -1, logits.shape[1]).sum(1) / corrupted.shape[1]
         return decided(self.cases, which, logits, each)
 
-    def _input_bytes(self) -> int:
-        """What one corrupted input leaves behind that is kept."""
+    def _input_bytes(self, index: int) -> int:
+        """What one corrupted input of a case leaves behind that is kept."""
         config: Any = self.model.module.config
         width = int(getattr(config, "hidden_size", 0) or 0)
-        tokens = max(self.cases.tokens(0), 1)
+        tokens = max(self.cases.tokens(index), 1)
         return max(8 * self.model.n_layers * tokens * width * 4, 1)
 
     def _budget(self) -> int:
@@ -356,7 +361,8 @@ def decided(cases: Cases, which: Sequence[int], clean: Tensor, corrupted: Tensor
 def _is_idle(target: Target, first: int, causal: bool) -> bool:
     """Whether restoring the target cannot change this case: what is written is what is there."""
     written = [write for write in target.writes if write.clean]
-    if all(write.kind == "resid.in" and write.rows is not None and write.rows[-1] < first for write in written):
+    entering = all(write.kind == "resid.in" and write.layer == 0 for write in written)
+    if entering and all(write.rows is not None and write.rows[-1] < first for write in written):
         return True
     # Before the first corrupted token a causal model's runs are the same.
     return causal and all(write.rows is not None and write.rows[-1] < first for write in written)
@@ -366,6 +372,22 @@ def _begin(target: Target, first: int, tokens: int) -> int:
     """The first token at which a lane can differ from its corrupted input."""
     written = [write.rows for write in target.writes if write.clean and write.rows]
     return min(first if len(rows) == tokens else rows[0] for rows in written)
+
+
+def _chunked(todo: Sequence[_Lane], starts: Sequence[int], size: int, tokens: int) -> Iterator[tuple[int, list[_Lane]]]:
+    """Lanes that run together, with the first token of theirs: at most `size`, and of suffixes of about one length.
+
+    All of a chunk run the longest suffix among them, so one that is a fifth shorter begins a chunk of its own.
+    """
+    order = sorted(range(len(todo)), key=lambda i: starts[i])
+    chunk: list[int] = []
+    for i in order:
+        if chunk and (len(chunk) == size or tokens - starts[i] < 0.8 * (tokens - starts[chunk[0]])):
+            yield starts[chunk[0]], [todo[k] for k in chunk]
+            chunk = []
+        chunk.append(i)
+    if chunk:
+        yield starts[chunk[0]], [todo[k] for k in chunk]
 
 
 def _first_changed(clean: Tensor, corrupted: Tensor) -> int:

@@ -13,13 +13,10 @@ from weightsmith.report.maps import (
     layer_head_rows,
     layer_token_map,
     layer_token_rows,
-    patch_weight_rows,
-    patch_weights,
     screen_rows,
     screen_scatter,
-    token_map_rows,
-    token_maps,
 )
+from weightsmith.report.overlays import patch_weight_rows, patch_weights, token_map_rows, token_maps
 from weightsmith.report.page import EditedBatch, ReportInputs, build
 from weightsmith.report.plots import as_data_uri, confusion_matrices, layer_importance, save, training_curve
 from weightsmith.report.terminal import evaluation_table, layer_bars, site_table

@@ -18,10 +18,9 @@ PIXELATED_BELOW = 96
 def image_uri(pixels: np.ndarray) -> str:
     """A (channels, height, width) uint8 image as a data URI.
 
-    Small images stay lossless (PNG); larger ones are shrunk to `MOST_SIDE` and stored as JPEG. Of two channels the
-    first is shown, of more than three the first three.
+    Small images stay lossless (PNG); larger ones are shrunk to `MOST_SIDE` and stored as JPEG.
     """
-    image = _as_image(pixels)
+    image = Image.fromarray(np.ascontiguousarray(shown(pixels)))
     buffer = io.BytesIO()
     if max(image.size) < PIXELATED_BELOW:
         image.save(buffer, "PNG", optimize=True)
@@ -39,7 +38,8 @@ def is_small(pixels: np.ndarray) -> bool:
     return height < PIXELATED_BELOW and width < PIXELATED_BELOW
 
 
-def _as_image(pixels: np.ndarray) -> Image.Image:
-    if len(pixels) < 3:
-        return Image.fromarray(np.ascontiguousarray(pixels[0]))
-    return Image.fromarray(np.ascontiguousarray(pixels[:3].transpose(1, 2, 0)))
+def shown(pixels: np.ndarray) -> np.ndarray:
+    """What is shown of (channels, height, width): (height, width) of the first channel of one or two, in grey, or
+    (height, width, 3) of the first three.
+    """
+    return pixels[0] if len(pixels) < 3 else pixels[:3].transpose(1, 2, 0)

@@ -26,7 +26,7 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from weightsmith.effects import Effects
 from weightsmith.files import atomic_path
-from weightsmith.report.words import Row, layer_labels, number
+from weightsmith.report.words import Row, layer_labels, metric_title, number
 
 BLUE, ORANGE, VERMILION, GREY = "#0072B2", "#E69F00", "#D55E00", "#5A6472"
 MOST_CELLS_WITH_TEXT = 15
@@ -118,7 +118,7 @@ def layer_importance(effects: Effects) -> Figure:
         axes.axhline(0, color=GREY, linewidth=0.8)
         axes.set_xticks(places, labels, rotation=0 if by_number else 45, ha="center" if by_number else "right")
         axes.set_xlabel("layer, counted from 0" if by_number else "place in the network")
-        axes.set_ylabel(f"mean effect ({effects.metric.replace('_', ' ')})")
+        axes.set_ylabel(f"mean effect ({metric_title(effects.metric)})")
         axes.grid(axis="y")
         axes.set_axisbelow(True)
         axes.set_title(effects_title(effects))
@@ -130,7 +130,7 @@ def effects_title(effects: Effects) -> str:
     target = str(effects.info.get("target", ""))
     meant = f" of {_TARGETS.get(target, target)}" if target else ""
     count = len(effects.samples)
-    return f"Effect on the {effects.metric.replace('_', ' ')}{meant}, {count} sample{'' if count == 1 else 's'}"
+    return f"Effect on the {metric_title(effects.metric)}{meant}, {count} sample{'' if count == 1 else 's'}"
 
 
 def confusion_matrices(before: np.ndarray, after: Mapping[str, np.ndarray], class_names: Sequence[str]) -> Figure:

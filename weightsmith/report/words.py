@@ -18,6 +18,18 @@ _PARTS = {
     "held_out": "held-out part",
     "new_site": "new site, held-out part",
 }
+_METRICS = {"kl": "negative KL divergence"}
+TOKENS = {
+    "cls": "CLS",
+    "patches": "patches",
+    "subject_first": "first subject token",
+    "subject_middle": "middle subject tokens",
+    "subject_last": "last subject token",
+    "after_first": "first token after subject",
+    "after_middle": "further tokens",
+    "last": "last token",
+}
+"""Tokens that have a name, in the order of a text."""
 
 
 def number(value: object) -> float:
@@ -51,6 +63,40 @@ def bounds(measured: Interval, *, signed: bool = False) -> str:
 def part_title(part: str) -> str:
     """What people call a part: "held_out" is the held-out part."""
     return _PARTS.get(part, part.replace("_", " "))
+
+
+def metric_title(metric: str) -> str:
+    """What people call a metric: "kl" is the negative KL divergence, "logit_difference" the logit difference."""
+    return _METRICS.get(metric, metric.replace("_", " "))
+
+
+def where(tokens: str | tuple[int, ...] | None) -> str:
+    """Where the tokens of a site are: "at CLS", "at tokens 3 to 5"."""
+    if tokens is None:
+        return "at all tokens"
+    if isinstance(tokens, tuple):
+        return f"at token{'s' * (len(tokens) > 1)} {_positions(tokens)}"
+    return "at " + "the " * (tokens != "cls") + TOKENS.get(tokens, tokens)
+
+
+def token_label(tokens: str | tuple[int, ...], texts: Sequence[str] | None) -> str:
+    """The tokens' texts, their name, or their positions; without texts position 0 is CLS, as in an image."""
+    if not isinstance(tokens, tuple):
+        return TOKENS.get(tokens, tokens)
+    if texts is None:
+        return "CLS" if tokens == (0,) else _positions(tokens)
+    return " ".join(_legible(texts[token]) for token in tokens)
+
+
+def _positions(tokens: tuple[int, ...]) -> str:
+    if len(tokens) > 1 and tokens[-1] - tokens[0] == len(tokens) - 1:
+        return f"{tokens[0]} to {tokens[-1]}"
+    return ", ".join(str(token) for token in tokens)
+
+
+def _legible(text: str) -> str:
+    """A token's text with its control characters written out; only blanks are one visible sign."""
+    return "".join(sign if sign.isprintable() else repr(sign)[1:-1] for sign in text.strip(" ")) or "␣"
 
 
 def layer_labels(layers: Sequence[int | None], sites: Sequence[str]) -> list[str]:

@@ -56,14 +56,19 @@ class Findings:
 def layers_of(path: str, count: int, n_layers: int) -> tuple[int, ...]:
     """The layers of largest effect in a locate run folder or an effects file, for `--layers-from`.
 
-    Windows do not count: only single layers do.
+    Windows and heads do not count, only single layers do; nor does the residual stream at all tokens, which restores
+    everything in whatever layer.
 
     Raises:
         WeightsmithError: nothing there, effects of a deeper model, fewer layers than asked for.
     """
     place = user_path(path)
-    effects = Effects.load(place / EFFECTS if place.is_dir() else place)
-    single = [site for site in effects.sites if site.layer is not None and site.span == 1]
+    try:
+        effects = Effects.load(place / EFFECTS if place.is_dir() else place)
+    except WeightsmithError as error:
+        raise WeightsmithError(f"--layers-from {path} gives no effects: {error}") from error
+    single = [site for site in effects.sites if site.layer is not None and site.span == 1 and site.head is None]
+    single = [site for site in single if site.tokens is not None or not site.kind.startswith("resid.")]
     if not single:
         raise WeightsmithError(
             f"--layers-from {path} holds no effects of single layers: give a run of locate trace or patch"
@@ -72,5 +77,10 @@ def layers_of(path: str, count: int, n_layers: int) -> tuple[int, ...]:
     if beyond:
         raise WeightsmithError(
             f"--layers-from {path} has effects of layer {beyond[0]} and the model has {n_layers}: give effects of this model"
+        )
+    measured = len({site.layer for site in single})
+    if not 1 <= count <= measured:
+        raise WeightsmithError(
+            f"--num-edit-layers {count}: --layers-from {path} has effects of {measured} layers, give 1 to that many"
         )
     return effects.at(single).top_layers(count)

@@ -20,7 +20,7 @@ from filelock import FileLock, Timeout
 
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.files import explained, remove, user_path, write_json, write_text
-from weightsmith.run.options import STAGES, FolderOptions, RunOptions, to_yaml
+from weightsmith.run.options import STAGE_NAMES, FolderOptions, RunOptions, to_yaml
 
 _log = logging.getLogger(__name__)
 
@@ -153,7 +153,7 @@ class RunFolder:
     def notes(self) -> tuple[str, ...]:
         """What the stages had to say, in their order."""
         notes = self._notes()
-        return tuple(dict.fromkeys(note for stage in STAGES for note in notes.get(stage, [])))
+        return tuple(dict.fromkeys(note for stage in STAGE_NAMES for note in notes.get(stage, [])))
 
     def forget_notes(self, stage: str) -> None:
         """Drop what a stage said, because it is redone."""

@@ -6,9 +6,11 @@ import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
+from zipfile import BadZipFile
 
 import numpy as np
 import torch
+import yaml
 from torch import Tensor
 
 from weightsmith.data.corruptions import EmbeddingNoise, corruption
@@ -17,13 +19,13 @@ from weightsmith.data.prompts import read_prompts
 from weightsmith.data.sources import open_data
 from weightsmith.data.split import Source
 from weightsmith.errors import HeldOutError, WeightsmithError
-from weightsmith.files import user_path
+from weightsmith.files import cause_of, user_path, write_json
 from weightsmith.locate import Cases, ImageCases, Prompt, PromptCases
 from weightsmith.locate.cases import UNDECIDED
 from weightsmith.measure import predict
 from weightsmith.models import Model, create, load, presets, save
 from weightsmith.run.folder import RunFolder
-from weightsmith.run.job import check_device
+from weightsmith.run.job import check_device, save_indices
 from weightsmith.run.options import AttributionOptions, LocateOptions, PatchOptions, TraceOptions
 from weightsmith.train import TrainOptions, fit
 
@@ -69,15 +71,24 @@ def trained_model(options: LocateOptions, folder: RunFolder) -> Model:
             "--model is needed: name a trained model (run folder, Hugging Face folder or hub name); only for "
             f"{' and '.join(EMBEDDED)} one is trained on the spot"
         )
-    place = folder.path / "model"
-    if not (place / "config.json").exists():
-        source = open_data(options.data_path)
-        split = source.split(0.2, options.seed)
+    if options.part not in ("train", "val"):
+        raise WeightsmithError(
+            f"--part {options.part} is not open with --model auto, which trains on a part of the {options.data_path} and holds "
+            "out a fifth: give --part val or train"
+        )
+    place, checkpoint = folder.path / "model", folder.checkpoints / "checkpoint.pt"
+    source = open_data(options.data_path)
+    split = source.split(0.2, options.seed)
+    if not checkpoint.exists():
         _log.info("training a small model on the %s first", options.data_path)
-        model = create("digits", source.class_names, options.seed, source.part("train").channels)
-        recipe = TrainOptions(seed=options.seed, **(presets()["digits"]["training"] | _short(options.data_path)))
-        fit(model, split.train, split.val, recipe, folder.checkpoints / "checkpoint.pt", resume=True)
+    model = create("digits", source.class_names, options.seed, source.part("train").channels)
+    recipe = TrainOptions(seed=options.seed, **(presets()["digits"]["training"] | _short(options.data_path)))
+    # Always through the checkpoint: one of another seed or data set is refused there, a finished one is not trained again.
+    history = fit(model, split.train, split.val, recipe, checkpoint, resume=True)
+    if not (history.skipped and (place / "config.json").exists()):
         save(model, place)
+        save_indices(folder.path, split.parts())
+        write_json(folder.path / "data_split.json", split.manifest())
     return load(place, device=device)
 
 
@@ -127,6 +138,8 @@ def image_cases(options: TraceOptions | PatchOptions, model: Model, chosen: Chos
 
     Of an image that the model gets wrong it is against the other of the two; else against what the corrupted run favours.
     """
+    if isinstance(options, PatchOptions):
+        _check_corruption(options)
     first, second = chosen.predicted, chosen.labels
     if options.target == "label":
         first, second = second, first
@@ -137,13 +150,7 @@ def image_cases(options: TraceOptions | PatchOptions, model: Model, chosen: Chos
     if options.corrupted_from is not None:
         other, how = _other_images(options, model, chosen), f"the image of {options.corrupted_from}"
     else:
-        given = {}
-        if options.strength is not None:
-            if options.corruption not in _STRENGTHS:
-                raise WeightsmithError(
-                    f"--strength is of {', '.join(_STRENGTHS)}, not of {options.corruption}: leave it out"
-                )
-            given[_STRENGTHS[options.corruption]] = options.strength
+        given = {} if options.strength is None else {_STRENGTHS[options.corruption]: options.strength}
         other = corruption(options.corruption, **given)(chosen.pixels, chosen.labels, options.seed)
         how = " ".join([options.corruption, *(f"{name}={value:g}" for name, value in given.items())])
     return ImageCases(model, chosen.names, chosen.pixels, other, first, foils, how, describes=options.target)
@@ -181,6 +188,15 @@ def cases_of(options: TraceOptions | PatchOptions, model: Model) -> tuple[Cases,
     return image_cases(options, model, chosen), chosen, chosen.told
 
 
+def _check_corruption(options: PatchOptions) -> None:
+    """Refuse what would be left out without a word."""
+    if options.corrupted_from is not None and options.corruption == "noise":
+        raise WeightsmithError("--corrupted-from takes the place of --corruption noise: leave one of them out")
+    if options.strength is not None and (options.corrupted_from is not None or options.corruption not in _STRENGTHS):
+        what = "--corrupted-from" if options.corrupted_from is not None else options.corruption
+        raise WeightsmithError(f"--strength is of {', '.join(_STRENGTHS)}, not of {what}: leave it out")
+
+
 def _short(data: str) -> dict[str, int]:
     """The coloured digits are learned in fewer epochs."""
     return {"epochs": 8} if data == "coloured-digits" else {}
@@ -188,13 +204,11 @@ def _short(data: str) -> dict[str, int]:
 
 def _part(options: LocateOptions, source: Source) -> ImageSet:
     """A part by name: the one that the model's run made of this data, if it did; else the data set's own, or a carved one."""
+    if options.model == "auto":
+        return source.split(0.2, options.seed).parts()[options.part]
     recorded = _recorded_part(options, source)
     if recorded is not None:
         return recorded
-    if options.model == "auto":
-        parts = source.split(0.2, options.seed).parts()
-        if options.part in ("train", "val"):
-            return parts[options.part]
     if options.part in source.parts:
         return source.part(options.part)
     if options.part == "val":
@@ -203,39 +217,73 @@ def _part(options: LocateOptions, source: Source) -> ImageSet:
 
 
 def _recorded_part(options: LocateOptions, source: Source) -> ImageSet | None:
-    run = user_path(options.model)
-    indices, manifest = run / "data_split_indices.npz", run / "data_split.json"
-    if not (indices.exists() and manifest.exists()):
+    folder = _record_of(options.model)
+    if folder is None:
         return None
-    recorded = json.loads(manifest.read_text(encoding="utf-8"))["parts"]
-    theirs = {
-        name: entry for name, entry in recorded.items() if entry["source"] == next(iter(source.parts.values())).source
-    }
+    mine = next(iter(source.parts.values())).source
+    try:
+        recorded = json.loads((folder / "data_split.json").read_text(encoding="utf-8"))["parts"]
+        theirs = {name: entry for name, entry in recorded.items() if entry["source"] == mine}
+        held = [name for name, entry in theirs.items() if entry["held_out"]]
+        there = {entry["part"] for name, entry in theirs.items() if name not in held}
+        with np.load(folder / "data_split_indices.npz", allow_pickle=False) as stored:
+            indices = {name: stored[name] for name in theirs}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
+        raise WeightsmithError(
+            f"the record of the split in {folder} is damaged ({cause_of(error)}), so nobody knows what is held out: restore "
+            "data_split.json and data_split_indices.npz"
+        ) from error
     if not theirs:
         return None
-    held = [name for name, entry in theirs.items() if entry["held_out"]]
-    if options.part in held:
+    remedy = f"give --part {' or '.join(name for name in theirs if name not in held)}" if there else "give other images"
+    if options.part in held or options.part in {theirs[name]["part"] for name in held} - there:
         raise HeldOutError(
-            f"--part {options.part} is what the run {options.model} holds out for its final evaluation: give --part val"
+            f"--part {options.part} is what the run {options.model} holds out for its final evaluation: {remedy}"
         )
     if options.part not in theirs:
         raise WeightsmithError(
-            f"--part {options.part} is none of the parts that the run {options.model} records: give "
-            f"{' or '.join(name for name in theirs if name not in held)}"
+            f"--part {options.part} is none of the parts that the run {options.model} records: {remedy}"
         )
-    with np.load(indices, allow_pickle=False) as stored:
-        positions = stored[options.part]
+    positions = indices[options.part]
     images = source.part(theirs[options.part]["part"])
     return images.subset(np.flatnonzero(np.isin(images.positions, positions)))
+
+
+def _record_of(model: str) -> Path | None:
+    """Where the run that made a model recorded its split, be the model given as the run's folder or as one in it.
+
+    None where no run did.
+    """
+    place = user_path(model)
+    run = place.parent if place.name in ("model", "edited") else place
+    names = ("data_split.json", "data_split_indices.npz")
+    if any((run / name).exists() for name in names):
+        return run
+    try:
+        asked = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    if not (isinstance(asked, dict) and asked.get("results_dir")):
+        return None
+    results = user_path(str(asked["results_dir"])) / run.name
+    if not any((results / name).exists() for name in names):
+        raise WeightsmithError(
+            f"the run {run} put its results into {results}, where nothing says now what it holds out: copy {names[0]} and "
+            f"{names[1]} of that run into {run}"
+        )
+    return results
 
 
 def _other_images(options: PatchOptions, model: Model, chosen: Chosen) -> Tensor:
     """Image for image the corrupted one, from another data set of the same order."""
     assert options.corrupted_from is not None
-    other = open_data(options.corrupted_from, model.preprocess.size)
-    mine = open_data(options.data_path, model.preprocess.size)
+    size, cache = model.preprocess.size, user_path(options.cache_dir) if options.cache_dir else None
+    mine = open_data(options.data_path, size, cache)
     part, place = chosen.names[0].split("/")[0], [int(name.split("/")[1]) for name in chosen.names]
-    theirs = other.part(part)
+    try:
+        theirs = open_data(options.corrupted_from, size, cache).part(part)
+    except WeightsmithError as error:
+        raise WeightsmithError(f"--corrupted-from {options.corrupted_from}: {error}") from error
     if len(theirs) != len(mine.part(part)):
         raise WeightsmithError(
             f"--corrupted-from {options.corrupted_from} has {len(theirs)} images in its {part} part and --data-path "

@@ -4,22 +4,28 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+import math
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, replace
+from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import yaml
 from rich.console import Console
+from rich.markup import escape
 
 from weightsmith import report
 from weightsmith.delta import weights_hash
 from weightsmith.effects import Effects
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import user_path, write_csv, write_json, write_text
-from weightsmith.locate import METRICS, Cases, PromptCases, Sweep, astra, grids, screened, sweep
+from weightsmith.files import disk_is_full, user_path, write_csv, write_json, write_text
+from weightsmith.locate import METRICS, Cases, PromptCases, Sweep, astra, grids, screened, steering, sweep
 from weightsmith.locate.cases import select
 from weightsmith.locate.metrics import FLOORS
+from weightsmith.locate.plan import targets
 from weightsmith.models import Model
 from weightsmith.run.findings import Findings
 from weightsmith.run.folder import RunFolder, existing_runs, new_name
@@ -31,8 +37,9 @@ from weightsmith.run.options import (
     PatchOptions,
     SweepOptions,
     TraceOptions,
+    to_yaml,
 )
-from weightsmith.site import Site
+from weightsmith.site import SUBJECT_TOKENS, Site
 
 _log = logging.getLogger(__name__)
 
@@ -44,6 +51,7 @@ def locate(options: LocateOptions) -> Path:
         WeightsmithError: bad options or data, in one sentence; a run that exists without `resume` or `overwrite`.
     """
     command, find = _COMMANDS[type(options)]
+    _check(options)
     name = new_name(options, f"{user_path(options.data_path).stem}-{command}")
     folder = RunFolder.named(options, name)
     exists = name in existing_runs(options.runs_dir)
@@ -51,34 +59,126 @@ def locate(options: LocateOptions) -> Path:
         raise WeightsmithError(
             f"the run {folder.path} exists: give --resume to go on with it, --overwrite to redo it, or another --run-name"
         )
-    fresh = not folder.path.exists()
+    fresh, before = not folder.path.exists(), _measured(folder)
     try:
         with folder.in_use(), folder.logged():
             folder.recover()
+            if exists:
+                _check_same(options, folder)
             stored = folder.config_text()
-            folder.write_config(options)
             folder.log_event(command, "start")
+            redone = _results(folder) if exists and options.overwrite else []
             try:
-                with folder.set_aside(_results(folder) if options.overwrite else []):
+                with folder.set_aside(redone), _cleared(folder, bool(redone)):
+                    folder.write_config(options)
                     model = trained_model(options, folder)
                     found = find(options, model, folder)
                     page = _write(options, command, model, folder, found)
-            except WeightsmithError as error:
-                folder.restore_config(stored)  # options that were refused must not become those of the run
-                folder.log_event(command, "failed", why=str(error))
+            except BaseException as error:
+                if isinstance(error, WeightsmithError):
+                    folder.restore_config(stored)  # options that were refused must not become those of the run
+                interrupted = isinstance(error, KeyboardInterrupt)
+                folder.log_event(
+                    command, "interrupted" if interrupted else "failed", why=str(error) or type(error).__name__
+                )
                 raise
             folder.log_event(command, "done")
-    except WeightsmithError:
-        if fresh and not any(folder.path.glob("checkpoints/*")):
-            folder.discard()
+    except WeightsmithError as error:
+        # What a full disk stopped can be gone on with; options that were refused leave nothing, but a model that was trained.
+        refused = error.__cause__ is None or isinstance(error.__cause__, WeightsmithError)
+        if fresh and (refused or not any(folder.path.glob("checkpoints/*"))):
+            folder.remove(*(path for path in _measured(folder) if path not in before))
+            if not (folder.path / "model").exists():
+                folder.discard()
         raise
     console = Console()
     for shown in found.terminal:
         console.print(shown)
     for sentence in found.summary:
         console.print(sentence, soft_wrap=True, highlight=False, markup=False)
-    console.print(f"[bold]{folder.path}[/] holds everything; the page to read is {page}", soft_wrap=True)
+    where, read = escape(str(folder.path)), escape(str(page))
+    console.print(f"[bold]{where}[/] holds everything; the page to read is {read}", soft_wrap=True)
     return folder.path
+
+
+_LEAST = {
+    "seed": 0, "max_samples": 1, "batch_memory": 1, "num_ablations": 1, "map_samples": 0, "token_block": 1, "steps": 1,
+    "verify": 1, "audit": 1,
+}  # fmt: skip
+"""The least that an option may be."""
+
+_FREE = (
+    "device", "resume", "overwrite", "run_name", "timestamp", "runs_dir", "checkpoint_dir", "log_dir", "results_dir",
+    "cache_dir", "config", "batch_memory",
+)  # fmt: skip
+"""Options that may differ when a run is gone on with: they say where and how, not what."""
+
+
+def _check(options: LocateOptions) -> None:
+    """Everything that can be known to be wrong before any work is done."""
+    for name, least in _LEAST.items():
+        value = getattr(options, name, None)
+        if value is not None and value < least:
+            raise WeightsmithError(f"{_flag(name)} must be at least {least}, not {value}")
+    if options.seed >= 2**32 - 1:  # what the splits of scikit-learn take, the one after it included
+        raise WeightsmithError(f"--seed must be below {2**32 - 1}, not {options.seed}")
+    noise, min_gap = getattr(options, "noise", 1.0), getattr(options, "min_gap", None)
+    if not 0 < noise < math.inf:
+        raise WeightsmithError(f"--noise must be a positive number, not {noise:g}: 3 is usual")
+    if min_gap is not None and not 0 <= min_gap < math.inf:
+        raise WeightsmithError(f"--min-gap must be a number from 0, not {min_gap:g}")
+    if isinstance(options, AttributionOptions) and options.sever:
+        raise WeightsmithError("--sever is of locate trace and patch: a screen leaves all paths open")
+    if options.resume and options.run_name is None:
+        runs = existing_runs(options.runs_dir)
+        there = f"runs there are: {', '.join(runs[:8])}" if runs else f"there are none in {options.runs_dir} yet"
+        raise WeightsmithError(f"--resume goes on with an existing run: name it with --run-name ({there})")
+
+
+def _check_same(options: LocateOptions, folder: RunFolder) -> None:
+    """Refuse the folder of another kind of run, and to go on with what was measured with other options."""
+    ours = {name for name, _ in _COMMANDS.values()}
+    if any(event.get("stage") not in ours for event in folder.events()):
+        raise WeightsmithError(f"{folder.path} holds a run of another command than locate: give another --run-name")
+    if options.overwrite or not _measured(folder):
+        return
+    try:
+        theirs = yaml.safe_load(folder.config_text() or "")
+    except yaml.YAMLError:
+        theirs = None
+    mine = yaml.safe_load(to_yaml(options))
+    if not isinstance(theirs, dict) or set(theirs) != set(mine):
+        raise WeightsmithError(
+            f"{folder.path} holds what another way to locate measured: give --overwrite to replace it, or another --run-name"
+        )
+    other = [name for name in mine if name not in _FREE and theirs[name] != mine[name]]
+    if other:
+        raise WeightsmithError(
+            f"{folder.path} was measured with other options ({', '.join(_said(name, theirs[name]) for name in other)}): give the "
+            "same to go on, --overwrite to measure anew, or another --run-name"
+        )
+
+
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
+def _said(name: str, value: Any) -> str:
+    """An option as one would type it."""
+    if isinstance(value, bool) or value in (None, []):
+        return _flag(name) if value is True else _flag(f"no_{name}") if value is False else f"no {_flag(name)}"
+    return f"{_flag(name)} {' '.join(map(str, value)) if isinstance(value, list) else value}"
+
+
+@contextmanager
+def _cleared(folder: RunFolder, redone: bool) -> Iterator[None]:
+    """When a run that is redone fails, none of its new files may stay among the old ones, which come back."""
+    try:
+        yield
+    except BaseException:
+        if redone:
+            folder.remove(*_results(folder))
+        raise
 
 
 def _swept(options: SweepOptions, model: Model, folder: RunFolder) -> Findings:
@@ -87,6 +187,11 @@ def _swept(options: SweepOptions, model: Model, folder: RunFolder) -> Findings:
     text = isinstance(cases, PromptCases)
     found = Findings()
     plan = _grids(options, model, text)
+    # What would be refused only after the first sweep is refused before it.
+    targets(model, [], 1, sever=options.sever)
+    if options.map_samples and model.family.has_tokens:
+        with _of(f"--map-site {options.map_site}"):
+            targets(model, [Site(options.map_site, 0, tokens=(0,))], 1)
     layers = _sweep(options, model, cases, plan["layers"], folder, "layers")
     refused = {name for name, _ in layers.refused}
     _add_sweep(found, options, layers, "layers")
@@ -105,7 +210,7 @@ def _swept(options: SweepOptions, model: Model, folder: RunFolder) -> Findings:
         )
         drawn = [severed.effects(options.metric)]
         found.figure("layer_curves_severed", caption, report.layer_curves(drawn), report.layer_curve_rows(drawn))
-    if text:
+    if text and any(site.tokens is not None for site in effects.sites):
         caption = (
             "Mean effect of restoring each layer at the subject's tokens and behind it (windows restore more, always)."
         )
@@ -118,8 +223,10 @@ def _swept(options: SweepOptions, model: Model, folder: RunFolder) -> Findings:
         found.effects["effects_heads"] = of_heads = heads.effects(options.metric)
         caption = "Mean effect of restoring what each attention head gives, at all tokens."
         found.figure("layer_heads", caption, report.layer_head_map(of_heads), report.layer_head_rows(of_heads))
-    drawn_cases = [i for i, name in enumerate(cases.names) if name not in refused][: options.map_samples]
-    if drawn_cases:
+    clear = [i for i, name in enumerate(cases.names) if name not in refused]
+    if options.map_samples > 0:  # evenly over all: data sets are often sorted by class
+        places = np.linspace(0, len(clear) - 1, min(options.map_samples, len(clear))).round().astype(int)
+        drawn_cases = [clear[i] for i in places]
         _maps(found, options, model, cases, drawn_cases, chosen, folder)
     best = sorted(effects.table(), key=lambda row: row["rank"])[:3]
     found.summary = [
@@ -134,8 +241,8 @@ def _swept(options: SweepOptions, model: Model, folder: RunFolder) -> Findings:
     ]
     if found.refused:
         found.summary.append(
-            f"{len(found.refused)} inputs were refused: the corruption changes their {options.metric.replace('_', ' ')} by less "
-            f"than {layers.info['min_gap']:g}."
+            f"{len(found.refused)} inputs were refused: the corruption changes their {options.metric.replace('_', ' ')} by "
+            f"less than {layers.info['min_gap']:g}."
         )
     found.terminal.append(report.site_table(effects))
     return found
@@ -146,19 +253,20 @@ def _screened(options: AttributionOptions, model: Model, folder: RunFolder) -> F
     cases, _, told = cases_of(options, model)
     plan = _grids(options, model, isinstance(cases, PromptCases))
     sites = [site for site in (*plan["layers"], *plan["heads"]) if site.span == 1]
-    result = screened(
-        model,
-        cases,
-        sites,
-        method=options.method,
-        metric=options.metric,
-        steps=options.steps,
-        verify=options.verify,
-        audit=options.audit,
-        min_gap=options.min_gap,
-        memory=_memory(options),
-        checkpoint=folder.checkpoints / "sweep",
-    )
+    with _goes_on(folder.checkpoints / "sweep"):
+        result = screened(
+            model,
+            cases,
+            sites,
+            method=options.method,
+            metric=options.metric,
+            steps=options.steps,
+            verify=options.verify,
+            audit=options.audit,
+            min_gap=options.min_gap,
+            memory=_memory(options),
+            checkpoint=folder.checkpoints / "sweep",
+        )
     found = Findings()
     verified, audit = result.verified.effects(options.metric), result.audit.effects(options.metric)
     found.effects = {"effects": verified, "screen": result.screen, "audit": audit}
@@ -215,14 +323,14 @@ def _attributed(options: PatchAttributionOptions, model: Model, folder: RunFolde
         caption = "Weight of each patch for the logit of its class; the patches that count as evidence have an outline."
         figure = report.patch_weights(chosen.pixels[shown].numpy(), weights, (side, side), tops, names)
         found.figure("patch_weights", caption, figure, report.patch_weight_rows(weights, (side, side), tops, names))
-    steering = astra.steering(model, chosen.pixels, attribution, right.pixels)
-    steering.save(folder.results / "steering.safetensors")
+    vectors = steering.steering_vectors(model, chosen.pixels, attribution, right.pixels)
+    vectors.save(folder.results / "steering.safetensors")
     attribution.save(folder.results / "attribution.safetensors")
     table = [
         {"images": what, **row}
         for what, group in (("attributed", chosen), ("right", right))
-        for row in astra.steered(
-            model, group.pixels, group.predicted, group.labels, steering, strengths=options.strengths
+        for row in steering.steered(
+            model, group.pixels, group.predicted, group.labels, vectors, strengths=options.strengths
         )
     ]
     found.table("steering.csv", "What adaptive steering away from the class does", table)
@@ -253,35 +361,47 @@ def _with_target(options: SweepOptions) -> TraceOptions | PatchOptions:
 
 def _grids(options: SweepOptions, model: Model, text: bool) -> dict[str, list[Site]]:
     """The places that the options name: "layers" and "heads"."""
-    if not options.sites:
-        raise WeightsmithError("--sites needs at least one kind, resid.out say")
+    if not options.sites or not options.tokens:
+        raise WeightsmithError("--sites and --tokens need at least one entry each, resid.out and cls say")
     layers: list[Site] = []
-    for kind in options.sites:
-        if text and options.tokens == "auto":
+    for kind, tokens in product(dict.fromkeys(options.sites), dict.fromkeys(options.tokens)):
+        with _of(f"--sites {kind}"):
+            model.bind(Site(kind, 0))
+        if text and tokens == "auto":
             layers += grids.subject(model, kind, options.window)
-        else:
-            layers += grids.layers(model, kind, _tokens(options, model), options.window)
+            continue
+        at = _tokens(tokens, model)
+        layers += grids.layers(model, kind, at, options.window)
+        if not (text and at in SUBJECT_TOKENS):
+            with _of(f"--tokens {tokens}"):
+                model.bind(Site(kind, 0, tokens=at))
+    layers = list(dict.fromkeys(layers))
     has_heads = options.heads and model.family.attention is not None
     return {"layers": layers, "heads": grids.heads(model) if has_heads else []}
 
 
-def _tokens(options: SweepOptions, model: Model) -> str | tuple[int, ...] | None:
-    """What `--tokens` says."""
-    if options.tokens == "all":
+@contextmanager
+def _of(flag: str) -> Iterator[None]:
+    """What is wrong with the value of a flag is told with the flag."""
+    try:
+        yield
+    except WeightsmithError as error:
+        raise WeightsmithError(f"{flag} does not fit: {error}") from error
+
+
+def _tokens(named: str, model: Model) -> str | tuple[int, ...] | None:
+    """What one entry of `--tokens` says."""
+    if named == "all":
         return None
-    if options.tokens == "auto":
+    if named == "auto":
         return model.family.lookup
     try:
-        return Site.parse(f"resid.out[0]@{options.tokens}").tokens
+        return Site.parse(f"resid.out[0]@{named}").tokens
     except WeightsmithError as error:
-        raise WeightsmithError(
-            f"--tokens {options.tokens} is not understood ({error}): give cls, all or 0,17,4:8"
-        ) from error
+        raise WeightsmithError(f"--tokens {named} is not understood ({error}): give cls, all or 0,17,4:8") from error
 
 
 def _memory(options: LocateOptions) -> int | None:
-    if options.batch_memory is not None and options.batch_memory < 1:
-        raise WeightsmithError(f"--batch-memory must be at least 1 megabyte, not {options.batch_memory}")
     return None if options.batch_memory is None else options.batch_memory * 2**20
 
 
@@ -294,17 +414,37 @@ def _sweep(
     name: str,
     sever: Sequence[str] = (),
 ) -> Sweep:
-    return sweep(
-        model,
-        cases,
-        sites,
-        metrics=[options.metric, *(metric for metric in METRICS if metric != options.metric)],
-        min_gap=options.min_gap,
-        sever=sever,
-        memory=_memory(options),
-        checkpoint=folder.checkpoints / f"sweep-{name}",
-        title=f"restoring {name}",
-    )
+    place = folder.checkpoints / f"sweep-{name}"
+    with _goes_on(place):
+        return sweep(
+            model,
+            cases,
+            sites,
+            metrics=[options.metric, *(metric for metric in METRICS if metric != options.metric)],
+            min_gap=options.min_gap,
+            sever=sever,
+            memory=_memory(options),
+            checkpoint=place,
+            title=f"restoring {name}",
+        )
+
+
+@contextmanager
+def _goes_on(place: Path) -> Iterator[None]:
+    """Say what to do with finished cases that do not fit, because the model or the data changed meanwhile, or are damaged."""
+    if finished := len(list(place.rglob("cases-*.safetensors"))):
+        _log.info("%s: %d finished pieces are there already", place.name, finished)
+    try:
+        yield
+    except WeightsmithError as error:
+        cause = error.__cause__
+        if (
+            str(place) not in str(error)
+            or isinstance(cause, OSError)
+            or (isinstance(cause, Exception) and disk_is_full(cause))
+        ):
+            raise  # what is there is right, it is the disk that is not
+        raise WeightsmithError(f"{error}; --overwrite measures anew") from error
 
 
 def _add_sweep(found: Findings, options: SweepOptions, swept: Sweep, name: str) -> None:
@@ -394,11 +534,17 @@ def _maps(
 
 
 def _results(folder: RunFolder) -> list[Path]:
-    """What an earlier run of any of the commands left."""
-    kept = ("config.yaml", "events.jsonl", "log.txt", ".lock", "model")
-    there = [path for place in {folder.path, folder.results} if place.is_dir() for path in place.iterdir()]
-    swept = list(folder.checkpoints.glob("sweep*")) if folder.checkpoints.is_dir() else []
-    return [p for p in there if p.name not in kept and p != folder.checkpoints and not p.name.startswith(".")] + swept
+    """What a run of any of the commands leaves, a model that it trained first included; what else lies there stays."""
+    made = ("config.yaml", "env.json", "model", "data_split.json", "data_split_indices.npz")
+    there = [path for name in made if (path := folder.path / name).exists()]
+    return [*there, *folder.checkpoints.glob("checkpoint.pt"), *_measured(folder)]
+
+
+def _measured(folder: RunFolder) -> list[Path]:
+    """What a run measured, finished or not."""
+    patterns = ("*.safetensors", "*.csv", "figures", "summary.json", "report.html")
+    there = [path for pattern in patterns for path in folder.results.glob(pattern)]
+    return [*there, *folder.checkpoints.glob("sweep*")]
 
 
 def _write(options: LocateOptions, command: str, model: Model, folder: RunFolder, found: Findings) -> Path:

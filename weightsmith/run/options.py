@@ -13,7 +13,7 @@ import yaml
 from weightsmith.errors import WeightsmithError, did_you_mean
 
 Stage = Literal["data", "train", "locate", "edit", "eval", "full"]
-STAGES: tuple[str, ...] = ("data", "train", "locate", "edit", "eval")
+STAGE_NAMES: tuple[str, ...] = ("data", "train", "locate", "edit", "eval")
 METHODS: tuple[str, ...] = ("alphaedit", "head", "finetune")
 
 DEFAULT_DATA = "~/.medmnist/pathmnist_224.npz"
@@ -200,8 +200,9 @@ class SweepOptions(LocateOptions):
 
     sites: tuple[str, ...] = ("resid.out", "attn.out", "mlp.out")
     """Kinds restored in each layer: resid.out, attn.out, mlp.out, resid.in, attn.q, attn.k, attn.v, attn.z, mlp.key."""
-    tokens: str = "auto"
-    """At which tokens: cls, patches, last, all, or positions such as 0,17,4:8 [cls; prompts: the subject's, by name]."""
+    tokens: tuple[str, ...] = ("auto",)
+    """At which tokens, one or more of cls, patches, last, all, or positions such as 0,17,4:8 [cls; prompts: the subject's,
+    by name]."""
     window: tuple[int, ...] = (1,)
     """Windows of so many layers; single layers are always measured beside them."""
     heads: bool = True

@@ -19,33 +19,11 @@ from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.files import read_csv, user_path
 from weightsmith.run.folder import RunFolder, existing_runs, new_name, require_run
 from weightsmith.run.job import Job, check_device
-from weightsmith.run.options import STAGES, RunOptions
+from weightsmith.run.options import RunOptions
 from weightsmith.run.page import write_report
-from weightsmith.run.stages import STAGE_FUNCTIONS
-from weightsmith.run.tables import edit_log_name
+from weightsmith.run.stages import STAGES
 
 _log = logging.getLogger(__name__)
-
-_CONCERNS: dict[str, tuple[str, ...]] = {
-    "data": ("data_path", "held_out_ratio", "held_out_from", "val_ratio", "seed", "edit_from", "stream_ratio"),
-    "train": ("model", "checkpoint", "epochs", "batch_size", "lr", "weight_decay", "augment"),
-    "locate": ("num_ablations", "max_samples", "noise", "trace_site", "trace_target", "trace_metric", "min_errors"),
-    "edit": (
-        "edit_method", "edit_layers", "layers_from", "num_edit_layers", "astra_layers", "max_edits", "min_errors", "margin",
-        "null_fraction", "null_threshold", "whiten", "ridge", "l2", "head_lr", "head_steps", "ewc_strength", "ewc_lambda",
-        "closed_form",
-    ),
-    "eval": ("views", "n_views"),
-}  # fmt: skip
-"""The options that each stage's result depends on, beside those of the stages before it."""
-
-_NEEDS: dict[str, tuple[str, ...]] = {
-    "data": (),
-    "train": ("data",),
-    "locate": ("train",),
-    "edit": ("train",),
-    "eval": ("edit",),
-}
 
 
 def run(options: RunOptions) -> Path:
@@ -68,7 +46,7 @@ def run(options: RunOptions) -> Path:
         raise WeightsmithError(
             f"the run {folder.path} exists: give --resume to go on with it, --overwrite to redo it, or another --run-name"
         )
-    stages = STAGES if options.stage == "full" else (options.stage,)
+    stages = list(STAGES) if options.stage == "full" else [options.stage]
     fresh = not folder.path.exists()
     try:
         page = _run_stages(folder, options, stages)
@@ -100,7 +78,7 @@ def _run_stages(folder: RunFolder, options: RunOptions, stages: Sequence[str]) -
 
 def _run_stage(job: Job, stage: str) -> None:
     options, folder = job.options, job.folder
-    for needed in _NEEDS[stage]:
+    for needed in STAGES[stage].needs:
         if folder.done(needed) is None:
             raise WeightsmithError(
                 f"the {stage} stage needs what the {needed} stage leaves in {folder.path}: run --stage {needed} first"
@@ -121,51 +99,36 @@ def _run_stage(job: Job, stage: str) -> None:
     folder.log_event(stage, "start", key=key)
     try:
         # A stage that is redone keeps its old results until the new ones are complete.
-        with folder.set_aside(_results(folder, stage) if options.overwrite else []):
-            STAGE_FUNCTIONS[stage](job)
+        with folder.set_aside(STAGES[stage].results(folder) if options.overwrite else []):
+            STAGES[stage].run(job)
     except BaseException as error:
         interrupted = isinstance(error, KeyboardInterrupt)
         folder.log_event(stage, "interrupted" if interrupted else "failed", why=str(error) or type(error).__name__)
         if before is not None:
             folder.log_event(stage, "done", key=before, restored=True)
         raise
-    for later in STAGES[STAGES.index(stage) + 1 :]:
+    for later in _behind(stage):
         if folder.done(later) is not None:
             folder.log_event(later, "outdated", by=stage)
-            folder.remove(*_results(folder, later))
+            folder.remove(*STAGES[later].results(folder))
             folder.forget_notes(later)
     folder.log_event(stage, "done", key=key, seconds=round(time.monotonic() - started, 2))
     _log.info("%s: done in %.1f s", stage, time.monotonic() - started)
 
 
+def _behind(stage: str) -> list[str]:
+    """The stages that come after one."""
+    names = list(STAGES)
+    return names[names.index(stage) + 1 :]
+
+
 def fingerprint(options: RunOptions, stage: str) -> str:
     """SHA-256 of everything asked for that a stage's result depends on, earlier stages included."""
-    concerned = [name for earlier in STAGES[: STAGES.index(stage) + 1] for name in _CONCERNS[earlier]]
+    upto = [earlier for earlier in STAGES if earlier not in _behind(stage)]
+    concerned = [name for earlier in upto for name in STAGES[earlier].concerns]
     values = asdict(options)
     text = json.dumps({"version": __version__, **{name: values[name] for name in concerned}}, default=list)
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _results(folder: RunFolder, stage: str) -> list[Path]:
-    """What a stage leaves, whatever its options were."""
-    results, path, methods = folder.results, folder.path, list(editors())
-    left: dict[str, list[Path]] = {
-        "data": [results / name for name in ("data_split.json", "data_split_info.csv", "data_split_indices.npz")],
-        "train": [folder.checkpoints / "checkpoint.pt", path / "model", results / "training_metrics.csv"],
-        "locate": [results / name for name in ("effects.safetensors", "layer_importance.csv", "layer_statistics.csv")],
-        "edit": [
-            results / "requests.safetensors",
-            path / "edited",
-            path / "delta.safetensors",
-            *(path / f"delta_{method}.safetensors" for method in methods),
-            *(results / edit_log_name(method) for method in methods),
-        ],
-        "eval": [
-            results / name
-            for name in ("evaluation_report.csv", "confusion_matrix.csv", "confusion_matrix.png", "predictions.csv")
-        ],
-    }
-    return left[stage]
 
 
 def _check(options: RunOptions) -> None:

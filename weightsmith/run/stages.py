@@ -6,6 +6,8 @@ import dataclasses
 import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,7 @@ from weightsmith.measure import Predictions, misclassified
 from weightsmith.models import Model, load, registered_by, save
 from weightsmith.request import Request, load_requests, save_requests
 from weightsmith.run.findings import layers_of
+from weightsmith.run.folder import RunFolder
 from weightsmith.run.job import Job, check_split, new_model, save_indices, start_of, train_options
 from weightsmith.run.options import RunOptions
 from weightsmith.run.tables import (
@@ -206,13 +209,79 @@ def run_eval(job: Job) -> None:
     write_text(job.folder.path / "edited" / "README.md", card)
 
 
-STAGE_FUNCTIONS: dict[str, Callable[[Job], None]] = {
-    "data": run_data,
-    "train": run_train,
-    "locate": run_locate,
-    "edit": run_edit,
-    "eval": run_eval,
-}
+@dataclass(frozen=True)
+class Stage:
+    """One stage: what it does, what its result depends on, and what it leaves.
+
+    Attributes:
+        run: does it.
+        concerns: options that its result depends on, beside those of the stages before it.
+        needs: stages whose results it reads.
+        results: every file that it may leave, whatever its options are.
+    """
+
+    run: Callable[[Job], None]
+    concerns: tuple[str, ...]
+    needs: tuple[str, ...]
+    results: Callable[[RunFolder], list[Path]]
+
+
+def _in_results(*names: str) -> Callable[[RunFolder], list[Path]]:
+    return lambda folder: [folder.results / name for name in names]
+
+
+def _train_results(folder: RunFolder) -> list[Path]:
+    return [folder.checkpoints / "checkpoint.pt", folder.path / "model", folder.results / "training_metrics.csv"]
+
+
+def _edit_results(folder: RunFolder) -> list[Path]:
+    methods = list(editors())
+    return [
+        folder.results / "requests.safetensors",
+        folder.path / "edited",
+        folder.path / "delta.safetensors",
+        *(folder.path / f"delta_{method}.safetensors" for method in methods),
+        *(folder.results / edit_log_name(method) for method in methods),
+    ]
+
+
+STAGES: dict[str, Stage] = {
+    "data": Stage(
+        run_data,
+        ("data_path", "held_out_ratio", "held_out_from", "val_ratio", "seed", "edit_from", "stream_ratio"),
+        (),
+        _in_results("data_split.json", "data_split_info.csv", "data_split_indices.npz"),
+    ),
+    "train": Stage(
+        run_train,
+        ("model", "checkpoint", "epochs", "batch_size", "lr", "weight_decay", "augment"),
+        ("data",),
+        _train_results,
+    ),
+    "locate": Stage(
+        run_locate,
+        ("num_ablations", "max_samples", "noise", "trace_site", "trace_target", "trace_metric", "min_errors"),
+        ("train",),
+        _in_results("effects.safetensors", "layer_importance.csv", "layer_statistics.csv"),
+    ),
+    "edit": Stage(
+        run_edit,
+        (
+            "edit_method", "edit_layers", "layers_from", "num_edit_layers", "astra_layers", "max_edits", "min_errors",
+            "margin", "null_fraction", "null_threshold", "whiten", "ridge", "l2", "head_lr", "head_steps", "ewc_strength",
+            "ewc_lambda", "closed_form",
+        ),
+        ("train",),
+        _edit_results,
+    ),
+    "eval": Stage(
+        run_eval,
+        ("views", "n_views"),
+        ("edit",),
+        _in_results("evaluation_report.csv", "confusion_matrix.csv", "confusion_matrix.png", "predictions.csv"),
+    ),
+}  # fmt: skip
+"""The stages in their order."""
 
 
 def edit_layers(job: Job) -> tuple[int, ...]:
