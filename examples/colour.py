@@ -5,8 +5,9 @@
     python examples/colour.py --data-path DIR/cifar10 --model runs/cifar10
 
 A model is trained unless one is given. Then: activation patching of layers alone and in windows of three, of every head, and
-of every token of four images; the same with the MLPs behind the restored place severed; and a gradient screen of the same
-places, with its recall. Tables, figures and a page for each are under `runs/`; what is finished is not done again.
+of every token of four images; the same with the MLPs behind the restored place severed; and two gradient screens, of layers
+and heads and of every token of the residual stream, with their recall. Tables, figures and a page for each are under
+`runs/`; what is finished is not done again.
 """
 
 from __future__ import annotations

@@ -9,11 +9,12 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
+import yaml
 from rich.console import Console
 from rich.logging import RichHandler
 from rich.markup import escape
@@ -120,14 +121,21 @@ def _defaults(kind: type[Any], flags: list[str]) -> Any:
 
 def _as_asked(stored: Path, base: Any) -> Any:
     """The options of an existing run, without those that say what is to be done with its folder."""
-    again = {"resume": False, "overwrite": False, "timestamp": False, "config": None}
+    again: dict[str, Any] = {"resume": False, "overwrite": False, "timestamp": False, "config": None}
+    if isinstance(base, RunOptions):
+        again["stage"] = "full"
+    elif not _fits(stored, base):
+        return base  # it is of another way to locate, which `locate` tells
+    return replace(read_yaml(stored, base), **again)
+
+
+def _fits(stored: Path, base: Any) -> bool:
+    """Whether a run's config names just the options of this command."""
     try:
-        asked = read_yaml(stored, base)
-    except WeightsmithError:
-        if isinstance(base, RunOptions):
-            raise
-        return base  # of another way to locate, which `locate` tells
-    return replace(asked, **again, **({"stage": "full"} if isinstance(base, RunOptions) else {}))
+        entries = yaml.safe_load(stored.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError):
+        return False
+    return isinstance(entries, dict) and entries.keys() == {field.name for field in fields(base)}
 
 
 def _flag(flags: list[str], name: str) -> str | None:

@@ -75,8 +75,16 @@ def test_token_ids(tmp_path: Path) -> None:
 def test_names(tmp_path: Path) -> None:
     """The record's own, else its number; the first of several keys."""
     plain = {"prompt": "Rome is", "subject": "Rome"}
-    records = [plain, plain | {"case_id": 5}, plain | {"known_id": 6, "case_id": 5}, plain | {"name": "x", "known_id": 6}]
+    records = [
+        plain | given for given in ({}, {"case_id": 5}, {"known_id": 6, "case_id": 5}, {"name": "x", "known_id": 6})
+    ]
     assert [prompt.name for prompt in read_prompts(written(tmp_path / "a.json", records))] == ["0", "5", "6", "x"]
+
+
+def test_a_name_stands_for_one_prompt(tmp_path: Path) -> None:
+    found = read_prompts(written(tmp_path / "a.json", [KNOWN, EASY, KNOWN]))
+    assert [prompt.name for prompt in found] == ["7", "12", "7 (record 2)"]
+    assert found[0].text == found[2].text
 
 
 def test_the_first_ones(tmp_path: Path) -> None:
@@ -117,7 +125,10 @@ def test_a_path_from_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> No
         ([{"prompt": "Rome is", "subject": ""}], 'has no "prompt" and "subject" as text'),
         ([{"prompt": 3, "subject": "Rome"}], 'has no "prompt" and "subject" as text'),
         ([{"prompt": "Rome is", "subject": [0, 1]}], 'has no "prompt" and "subject" as text'),
-        ([{"prompt": "Rome is", "subject": "Paris"}], "the subject 'Paris' of record 0 .* is not in its prompt 'Rome is'"),
+        (
+            [{"prompt": "Rome is", "subject": "Paris"}],
+            "the subject 'Paris' of record 0 .* is not in its prompt 'Rome is'",
+        ),
         ([{"requested_rewrite": {"prompt": "{} is"}}], 'has no "prompt" and "subject" as text'),
         ([{"requested_rewrite": "{} is"}], 'has no "prompt" and "subject" as text'),
     ],
@@ -150,11 +161,16 @@ def test_a_file_of_no_prompts_is_told(tmp_path: Path, content: Any, told: str) -
         {"target": "Paris"},
         {"target": 2.5},
         {"target": [1]},
+        {"ids": [1, -2, 3]},
+        {"subject": [-1, 2]},
+        {"target": -3},
     ],
     ids=str,
 )
 def test_token_ids_that_are_no_numbers_are_told(tmp_path: Path, entries: dict[str, Any]) -> None:
-    with pytest.raises(WeightsmithError, match=r'record 0 of .* needs "ids" and "subject": \[first, end\] as numbers'):
+    with pytest.raises(
+        WeightsmithError, match=r'record 0 of .* needs "ids" and "subject": \[first, end\].* as whole numbers'
+    ):
         one(tmp_path, IDS | entries)
 
 
@@ -165,7 +181,7 @@ def test_token_ids_without_a_subject_are_told(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_read_is_told(tmp_path: Path) -> None:
     for path in (tmp_path / "absent.json", tmp_path):
-        with pytest.raises(WeightsmithError, match="--data-path .* cannot be read: give a JSON list") as told:
+        with pytest.raises(WeightsmithError, match=r"--data-path .* cannot be read: give a JSON list") as told:
             read_prompts(path)
         assert str(path) in str(told.value)
     binary = tmp_path / "a.json"
@@ -180,7 +196,11 @@ def test_the_published_facts(shared_data: Path) -> None:
     assert len(found) == len(records) == 1209
     assert len({prompt.name for prompt in found}) == 1209
     for record, prompt in zip(records, found, strict=True):
-        assert (prompt.name, prompt.text, prompt.subject) == (str(record["known_id"]), record["prompt"], record["subject"])
+        assert (prompt.name, prompt.text, prompt.subject) == (
+            str(record["known_id"]),
+            record["prompt"],
+            record["subject"],
+        )
         assert prompt.subject in prompt.text
         assert not prompt.ids
 

@@ -18,9 +18,7 @@ from weightsmith.site import SUBJECT_TOKENS, Site
 
 NOISE = EmbeddingNoise(scale=2.0, samples=3, seed=5)
 TEXT_FAMILIES = sorted(name for name, family in families().items() if family.reads == "text")
-PATCH_FAMILIES = sorted(
-    name for name, family in families().items() if family.reads == "images" and family.has_tokens
-)
+PATCH_FAMILIES = sorted(name for name, family in families().items() if family.reads == "images" and family.has_tokens)
 
 
 def image_cases(model: Model, pixels: Tensor, corruption: Any = NOISE, **entries: Any) -> ImageCases:
@@ -30,7 +28,11 @@ def image_cases(model: Model, pixels: Tensor, corruption: Any = NOISE, **entries
 
 
 def prompt_cases(model: Model, *prompts: Prompt, noise: EmbeddingNoise = NOISE) -> PromptCases:
-    made = prompts or (Prompt("a", (4, 9, 2, 22, 7), (1, 3)), Prompt("b", (3, 8, 6, 6), (3, 4)), Prompt("c", (5, 6), (0, 2)))
+    made = prompts or (
+        Prompt("a", (4, 9, 2, 22, 7), (1, 3)),
+        Prompt("b", (3, 8, 6, 6), (3, 4)),
+        Prompt("c", (5, 6), (0, 2)),
+    )
     return PromptCases(model, made, noise)
 
 
@@ -115,7 +117,10 @@ def test_cases_of_other_noise_are_described_otherwise(model: Model, random_pixel
         for noise in (NOISE, replace(NOISE, seed=6), replace(NOISE, scale=1.0), replace(NOISE, samples=2))
     ]
     said.append(image_cases(model, pixels, sigma=1.0).describe())
-    said.append(select(image_cases(model, pixels.flip(0), sigma=1.0), [1, 0]).describe())  # the same images, others' noise
+    swapped = select(
+        image_cases(model, pixels.flip(0), sigma=1.0), [1, 0]
+    )  # the same images, each with the other's noise
+    said.append(swapped.describe())
     assert all(one != other for i, one in enumerate(said) for other in said[i + 1 :])
 
 
@@ -242,7 +247,7 @@ def test_prompts_that_cannot_be_traced_are_told(tiny_model: Callable[..., Model]
     for wrong in (Prompt("far", (1, 29), (0, 1)), Prompt("far", (1, 2), (0, 1), target=29)):
         with pytest.raises(WeightsmithError, match="the prompt far has a token beyond the 29"):
             prompt_cases(model, fine, wrong)
-    with pytest.raises(WeightsmithError, match="the prompt long has 17 tokens and .* reads 16"):
+    with pytest.raises(WeightsmithError, match=r"the prompt long has 17 tokens and .* reads 16"):
         prompt_cases(model, fine, Prompt("long", (1,) * 17, (0, 1)))
     prompt_cases(model, fine, Prompt("full", (1,) * 15 + (2,), (14, 16)))
     with pytest.raises(WeightsmithError, match="reads no text: give a language model"):

@@ -1,4 +1,4 @@
-"""The planned sweep against the slow reference: one full hooked pass a site, case and noise sample, in every family."""
+"""The planned sweep against the slow reference: a full hooked pass for each site and case, in every family."""
 
 from __future__ import annotations
 
@@ -117,7 +117,11 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
 def same_sweep(found: Sweep, wanted: Sweep) -> None:
     assert found.samples == wanted.samples
     for metric in METRICS:
-        for one, other in ((found.restored, wanted.restored), (found.clean, wanted.clean), (found.corrupted, wanted.corrupted)):
+        for one, other in (
+            (found.restored, wanted.restored),
+            (found.clean, wanted.clean),
+            (found.corrupted, wanted.corrupted),
+        ):
             torch.testing.assert_close(one[metric], other[metric], rtol=1e-6, atol=1e-6)
 
 
@@ -149,35 +153,33 @@ def all_sites(model: Model) -> list[Site]:
 
 @torch.no_grad()
 def reference(model: Model, cases: Cases, sites: list[Site], sever: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """Metric → (cases, sites): each restored run by its own full pass with hooks, from the embeddings."""
+    """Metric → (cases, sites): each site by a full pass of its own with hooks, from the embeddings of all noise samples."""
     found = {metric: torch.zeros(len(cases.names), len(sites), dtype=torch.float64) for metric in METRICS}
     start = Site("resid.in", 0)
     for index in range(len(cases.names)):
         clean_in, corrupted_in = cases.embedded([index])
-        clean = record(model, clean_in, [each for site in sites for each in site.each()], start=0)
-        base = [record(model, one[None], held_sites(model, sever), start=0) for one in corrupted_in[0]]
-        mean = torch.stack([run.logits[0] for run in base]).mean(0)
+        many = torch.cat([clean_in] * cases.samples)
+        clean = record(model, many, [each for site in sites for each in site.each()], start=0)
+        base = record(model, corrupted_in[0], held_sites(model, sever), start=0)
+        mean = base.logits.mean(0)
         target, foil = int(cases.targets[index]), int(cases.foils[index])
         target = int(clean.logits[0].argmax()) if target == UNDECIDED else target
         if foil == UNDECIDED:
             foil = int(mean.index_fill(0, torch.tensor(target), -torch.inf).argmax())
-        decision = Decision(torch.tensor([target]), torch.tensor([foil]), clean.logits.log_softmax(-1))
+        pair = (torch.tensor([number] * cases.samples) for number in (target, foil))
+        decision = Decision(*pair, clean.logits.log_softmax(-1))
         for column, site in enumerate(sites):
             last = max(site.each(), key=lambda each: each.layer or 0)
-            for one, run in zip(corrupted_in[0], base, strict=True):
-                entering = one[None].clone()
-                for each in site.each():
-                    if (each.kind, each.layer) == (
-                        start.kind,
-                        start.layer,
-                    ):  # nothing runs before the first block's input
-                        entering = model.bind(each).write(entering, clean[each])
-                writes = {each: clean[each] for each in site.each() if each.kind != "resid.in" or each.layer}
-                writes |= {place: run[place] for place in held_sites(model, sever) if is_behind(place, last)}
-                with patch(model, writes):
-                    logits = model.run_from(0, entering)
-                for metric, values in found.items():
-                    values[index, column] += float(decision.measure(metric, logits)) / len(base)
+            entering = corrupted_in[0].clone()
+            for each in site.each():
+                if (each.kind, each.layer) == (start.kind, start.layer):  # nothing runs before the first block's input
+                    entering = model.bind(each).write(entering, clean[each])
+            writes = {each: clean[each] for each in site.each() if each.kind != "resid.in" or each.layer}
+            writes |= {place: base[place] for place in held_sites(model, sever) if is_behind(place, last)}
+            with patch(model, writes):
+                logits = model.run_from(0, entering)
+            for metric, values in found.items():
+                values[index, column] = float(decision.measure(metric, logits).mean())
     return found
 
 
@@ -228,7 +230,7 @@ def test_every_site_is_that_of_a_full_pass(model: Model, cases: Cases) -> None:
 @pytest.mark.parametrize("sever", [("mlp.out",), ("attn.out",), ("attn.out", "mlp.out")], ids="+".join)
 @pytest.mark.parametrize("family_name", TOKEN_FAMILIES)
 def test_severed_paths_hold_their_corrupted_values(model: Model, few: Cases, sever: tuple[str, ...]) -> None:
-    sites = some_sites(model)
+    sites = some_sites(model)[::2]
     found, wanted = sweep(model, few, sites, min_gap=0.0, sever=sever), reference(model, few, sites, sever)
     agree(found, wanted, sites)
     assert found.info["sever"] == list(sever)
@@ -259,7 +261,7 @@ def test_what_cannot_be_severed_is_told(model: Model, few: Cases) -> None:
 # --- parts and hooks ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("sever", [(), ("mlp.out",), ("attn.out", "mlp.out")], ids=lambda sever: "+".join(sever) or "none")
+@pytest.mark.parametrize("sever", [(), ("attn.out", "mlp.out")], ids=lambda sever: "+".join(sever) or "none")
 @pytest.mark.parametrize("family_name", TOKEN_FAMILIES)
 @torch.no_grad()
 def test_lanes_in_parts_and_lanes_with_hooks_are_the_same(model: Model, few: Cases, sever: tuple[str, ...]) -> None:
@@ -273,14 +275,13 @@ def test_lanes_in_parts_and_lanes_with_hooks_are_the_same(model: Model, few: Cas
     first = _first_changed(clean[0], corrupted[0]) if model.family.causal else 0
     moved = 0
     for group in groups(plan):
-        for which in ([0] * len(group), [i % 2 for i in range(len(group))]):  # lanes of both noise samples in one batch
-            lane = torch.tensor(which)
-            start = min(_begin(target, first, tokens) for target in group) if model.family.causal else 0
-            batch = Batch(lane, torch.zeros_like(lane), [target.writes for target in group], start)
-            one, other = (each.run(batch) for each in lanes)
-            torch.testing.assert_close(one, other, rtol=0, atol=1e-5, msg=f"{group[0].writes[0]} at {which}")
-            moved += int(((one - lanes[0].corrupted[lane]).abs().amax(1) > 1e-4).sum())
-    assert moved > len(plan) / 2, "nothing was restored"
+        lane = torch.arange(len(group)) % 2  # of both noise samples in one batch
+        start = min(_begin(target, first, tokens) for target in group) if model.family.causal else 0
+        batch = Batch(lane, torch.zeros_like(lane), [target.writes for target in group], start)
+        one, other = (each.run(batch) for each in lanes)
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-5, msg=str(group[0].writes[0]))
+        moved += int(((one - lanes[0].corrupted[lane]).abs().amax(1) > 1e-4).sum())
+    assert moved > len(plan) / 4, "nothing was restored"
     assert all(each.lane_bytes() > 0 for each in lanes)
     assert lanes[0].work < lanes[1].work
 
@@ -289,7 +290,7 @@ def test_lanes_in_parts_and_lanes_with_hooks_are_the_same(model: Model, few: Cas
 def test_a_hook_that_only_looks_changes_nothing(
     model: Model, few: Cases, hook_count: Callable[[nn.Module], int]
 ) -> None:
-    sites, calls = all_sites(model), []
+    sites, calls = some_sites(model), []
     found = sweep(model, few, sites, min_gap=0.0)
     assert Split.fits(model)
     handle = model.blocks[1].register_forward_hook(lambda *_: calls.append(1))
@@ -328,20 +329,20 @@ HOOKS: dict[str, Callable[[Model], Any]] = {
     "before a module": lambda model: (
         model.blocks[1].get_submodule("mlp").register_forward_pre_hook(steer_input, with_kwargs=True)
     ),
-    "across tokens, behind a linear map": lambda model: (
-        model.module.get_submodule(model.bind(Site("mlp.value", 1)).path).register_forward_hook(blend)
-    ),
+    "across tokens, behind a linear map": lambda model: model.module.get_submodule(
+        model.bind(Site("mlp.value", 1)).path
+    ).register_forward_hook(blend),
     "across tokens, behind a block": lambda model: model.blocks[1].register_forward_hook(blend),
-    "across tokens, before the classifier": lambda model: (
-        model.module.get_submodule(model.family.tail[-1]).register_forward_hook(blend)
-    ),
+    "across tokens, before the classifier": lambda model: model.module.get_submodule(
+        model.family.tail[-1]
+    ).register_forward_hook(blend),
 }
 
 
 @pytest.mark.parametrize("where", HOOKS)
-@pytest.mark.parametrize("family_name", TOKEN_FAMILIES)
+@pytest.mark.parametrize("family_name", ["vit", "llama"])  # one that looks both ways, one that is causal
 def test_a_hook_that_changes_the_pass_is_honoured(model: Model, few: Cases, where: str) -> None:
-    sites = some_sites(model)
+    sites = some_sites(model)[::2] + [Site(kind, 1, tokens=(1,)) for kind in ("resid.in", "attn.v", "mlp.key")]
     plain = sweep(model, few, sites, min_gap=0.0)
     handle = HOOKS[where](model)
     found, wanted = sweep(model, few, sites, min_gap=0.0), reference(model, few, sites)
@@ -399,7 +400,7 @@ def test_many_noise_samples_are_measured_in_slices(
     assert [held for _, held in spied][:3] == [4, 4, 3]
 
 
-@pytest.mark.parametrize("family_name", [name for name in TEXT_FAMILIES])
+@pytest.mark.parametrize("family_name", TEXT_FAMILIES)
 def test_a_long_prompt_behind_a_short_one_keeps_to_the_memory(model: Model, monkeypatch: pytest.MonkeyPatch) -> None:
     prompts = Prompt("short", (4, 9), (0, 1)), Prompt("long", tuple(range(1, 13)), (0, 3))
     cases = PromptCases(model, prompts, EmbeddingNoise(scale=2.0, samples=6, seed=5))
@@ -479,7 +480,9 @@ def test_tokens_meant_together_are_exact_in_their_mean(model: Model) -> None:
 
 @pytest.mark.parametrize("family_name", TEXT_FAMILIES)
 def test_a_name_of_tokens_is_the_mean_over_them(model: Model) -> None:
-    cases = PromptCases(model, (Prompt("a", (3, 8, 6, 9, 11, 4, 2, 5), (1, 5)), Prompt("b", (1, 2, 3, 4), (3, 4))), NOISE)
+    cases = PromptCases(
+        model, (Prompt("a", (3, 8, 6, 9, 11, 4, 2, 5), (1, 5)), Prompt("b", (1, 2, 3, 4), (3, 4))), NOISE
+    )
     names = ["subject_first", "subject_middle", "subject_last", "after_first", "after_middle", "last"]
     found = sweep(model, cases, [Site("resid.out", 0, tokens=name) for name in names], min_gap=0.0)
     each = sweep(model, cases, [Site("resid.out", 0, tokens=(k,)) for k in range(4)], min_gap=0.0).restored["kl"]
@@ -530,7 +533,11 @@ def paired(model: Model, pixels: Tensor, corrupted: Tensor) -> ImageCases:
 
 @pytest.mark.parametrize("family_name", IMAGE_FAMILIES)
 def test_a_corruption_that_changes_nothing_is_refused(model: Model, random_pixels: Callable[..., Tensor]) -> None:
-    pixels, other, sites = random_pixels(4, seed=1), random_pixels(4, seed=2), [Site("resid.out", 0), Site("mlp.value", 1)]
+    pixels, other, sites = (
+        random_pixels(4, seed=1),
+        random_pixels(4, seed=2),
+        [Site("resid.out", 0), Site("mlp.value", 1)],
+    )
     with pytest.raises(WeightsmithError, match=r"logit difference of no case by 0\.001 .*largest gap is 0\)") as told:
         sweep(model, paired(model, pixels, pixels), sites, min_gap=0.001)
     one_sentence(told)
@@ -605,7 +612,9 @@ def test_nothing_to_measure_is_told(
     with pytest.raises(WeightsmithError, match=told):
         sweep(model, few_cases(model, random_pixels, NOISE), given.pop("sites"), **given)
     with pytest.raises(WeightsmithError, match="probability was not measured: the sweep has kl"):
-        sweep(model, few_cases(model, random_pixels, NOISE), [Site("resid.out", 0)], metrics=["kl"]).effects("probability")
+        sweep(model, few_cases(model, random_pixels, NOISE), [Site("resid.out", 0)], metrics=["kl"]).effects(
+            "probability"
+        )
 
 
 # --- what is left behind --------------------------------------------------------------------------------------------
@@ -619,7 +628,7 @@ def test_the_model_is_left_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
     failure: type[BaseException],
 ) -> None:
-    before, hooks, sites = weights_hash(model), hook_count(model.module), all_sites(model)
+    before, hooks, sites = weights_hash(model), hook_count(model.module), some_sites(model)
     found = sweep(model, few, sites, min_gap=0.0)
     assert (weights_hash(model), hook_count(model.module)) == (before, hooks)
     assert not any(parameter.grad is not None for parameter in model.module.parameters())
@@ -631,13 +640,14 @@ def test_the_model_is_left_as_it_was(
         if calls > 4:
             raise failure("in the middle")
 
-    with monkeypatch.context() as patched, pytest.raises(failure):  # in parts
+    if Split.fits(model):  # in parts
         tail = Split.tail
-        patched.setattr(Split, "tail", lambda split, hidden: (fail(), tail(split, hidden))[1])
-        if not Split.fits(model):
-            fail(), fail(), fail(), fail(), fail()
-        sweep(model, few, sites, min_gap=0.0)
-    assert hook_count(model.module) == hooks
+        with monkeypatch.context() as patched:
+            patched.setattr(Split, "tail", lambda split, hidden: (fail(), tail(split, hidden))[1])
+            with pytest.raises(failure):
+                sweep(model, few, sites, min_gap=0.0)
+        assert calls == 5
+        assert hook_count(model.module) == hooks
     calls = 0
     handle = model.blocks[-1].register_forward_hook(fail)  # with hooks
     with pytest.raises(failure):
@@ -673,7 +683,7 @@ def test_a_killed_sweep_goes_on_where_it_was(
     model: Model, random_pixels: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     cases = few_cases(model, random_pixels, NOISE, 4)
-    sites = some_sites(model)
+    sites = some_sites(model)[::7]
     monkeypatch.setattr(MODULE, "_SMALLEST", 1)
     wanted = sweep(model, cases, sites, min_gap=0.0, memory=1)
     with monkeypatch.context() as patched:

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from weightsmith import load
 from weightsmith.errors import WeightsmithError
@@ -112,7 +112,7 @@ def test_a_subject_within_a_token_is_that_token(tokenize: Tokenize) -> None:
     _, inside, _ = of_subject(tokenize, "Paris is in France", "ranc")
     assert b"ranc" in b"".join(inside)
     assert b"".join(inside).decode().strip() in "France"
-    before, inside, after = of_subject(tokenize, "The 東京 is", "京")  # a letter shares no token with the one before it
+    _, inside, _ = of_subject(tokenize, "The 東京 is", "京")  # a letter shares no token with the one before it
     assert "京".encode() in b"".join(inside)
 
 
@@ -219,6 +219,6 @@ def test_a_model_without_a_tokenizer_is_loaded_and_told_when_text_is_given(tmp_p
 def test_a_damaged_tokenizer_is_told(tmp_path: Path) -> None:
     folder = language_model(byte_level(tmp_path), tmp_path / "one")
     (folder / "tokenizer.json").write_text('{"version": "1.0", "model"')
-    with pytest.raises(WeightsmithError, match="the tokenizer in .*one cannot be loaded") as told:
+    with pytest.raises(WeightsmithError, match=r"the tokenizer in .*one cannot be loaded") as told:
         load(folder)
     assert "\n" not in str(told.value)

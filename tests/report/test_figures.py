@@ -61,11 +61,13 @@ def figure(request, measured):
     ids=["zero", "constant and negative", "tiny", "huge", "a site without numbers", "no numbers"],
 )
 def test_every_figure_takes_any_values(figure, change):
-    figure(change).draw_without_rendering()  # warnings are errors
+    drawn = figure(change)
+    drawn.set_layout_engine("none")  # the test below lays them out
+    drawn.draw_without_rendering()  # warnings are errors
 
 
 def test_nothing_is_cut_off_in_the_file(figure, tmp_path):
-    plots.save(figure(lambda values: values), tmp_path / "x.png")
+    plots.save(figure(lambda values: 1e9 * values), tmp_path / "x.png")
     pixels = np.asarray(Image.open(tmp_path / "x.png").convert("L"))
     assert pixels.min() < 128
     assert (pixels[[0, -1]] == 255).all()

@@ -12,7 +12,7 @@ from rich.console import Console
 
 from weightsmith.effects import Effects
 from weightsmith.errors import WeightsmithError
-from weightsmith.report import LocateInputs, build_locate, layer_curves, layer_head_map, site_table
+from weightsmith.report import LocateInputs, build_locate, layer_curves, layer_head_map, plots, site_table
 from weightsmith.report.locate_page import COMMANDS, MOST_ROWS
 from weightsmith.site import Site
 
@@ -81,8 +81,10 @@ def full(effects, heads):
 
 @pytest.fixture(scope="module")
 def text(full):
-    """The page with every section, built once."""
-    return build_locate(LocateInputs(**full))
+    """The page with every section, built once; `test_page` has one with the pixels of its figures."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(plots, "as_data_uri", lambda figure: "data:image/png;base64,")
+        return build_locate(LocateInputs(**full))
 
 
 def test_a_full_page_has_every_section_in_order_with_a_link_to_each(text, full):

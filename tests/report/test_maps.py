@@ -44,6 +44,10 @@ def same(first, second):
 # --- curves
 
 
+KINDS = ("mlp.out", "attn.out", "resid.out")
+MANY = [site for kind in KINDS for span in (1, 3, 5) for site in layers(kind, span=span)]
+
+
 @pytest.mark.parametrize(
     "given",
     [
@@ -53,17 +57,7 @@ def same(first, second):
         [(layers(count=1), 6)],
         [(layers(), 1)],
         [([site for name in SUBJECT_TOKENS for site in layers(tokens=name, count=48)], 2)],
-        [
-            (
-                [
-                    s
-                    for kind in ("mlp.out", "attn.out", "resid.out")
-                    for span in (1, 3, 5)
-                    for s in layers(kind, span=span)
-                ],
-                6,
-            )
-        ],
+        [(MANY, 6)],
     ],
     ids=["windows", "two", "tokens", "one layer", "one sample", "subject", "many"],
 )

@@ -63,7 +63,8 @@ def test_confusion_matrices_stay_legible(confusion, classes, laid_out):
 
 def test_nothing_is_cut_off_in_the_file(confusion):
     before, after = confusion(2)
-    image = pixels(plots.as_data_uri(plots.confusion_matrices(before, after, ["a class with a long name", "b"])))
+    figure = plots.confusion_matrices(before, {"head": after["head"]}, ["a class with a long name", "b"])
+    image = pixels(plots.as_data_uri(figure))
     edge = np.asarray(image.convert("L"))[[0, 1, -2, -1]]
     assert (edge == 255).all(), "nothing may be cut off at the top or bottom"
 

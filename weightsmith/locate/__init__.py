@@ -1,6 +1,7 @@
 """Which places in a network carry a decision: activations are restored or removed, and the effect is measured.
 
-`screened` guesses by gradients where to look, and says what it missed; `astra` attributes to patches of the image.
+`screened` guesses by gradients where to look, and says what it missed; `astra` attributes to
+patches of the image, and `steering` steers away from them.
 `sweep` restores any list of sites in any cases, exactly; `grids` makes the lists; `causal_trace` is the sweep that a
 correction starts from.
 """

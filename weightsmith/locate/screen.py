@@ -120,7 +120,7 @@ def screened(
 
     Args:
         verify: sites to sweep exactly over all samples: those whose mean guess is largest in size.
-        audit: samples over which every site is swept exactly, for recall; the first ones that are not refused.
+        audit: samples over which every site is swept exactly, for recall: so many that are not refused, evenly over all.
         min_gap, memory, checkpoint: as for `sweep`.
 
     Raises:
@@ -138,7 +138,9 @@ def screened(
         checkpoint=None if folder is None else folder / "verified",
     )  # fmt: skip
     place = {name: i for i, name in enumerate(guess.samples)}
-    chosen = [place[name] for name in verified.samples][:audit]
+    # Evenly over all, for data sets are often sorted by class.
+    spread = torch.linspace(0, len(verified.samples) - 1, min(audit, len(verified.samples))).round().long().tolist()
+    chosen = [place[verified.samples[i]] for i in spread]
     exact = sweep(
         model, select(cases, chosen), sites, metrics=metrics, min_gap=0.0, memory=memory, title="auditing",
         checkpoint=None if folder is None else folder / "audit",
@@ -148,12 +150,12 @@ def screened(
         name: [guess.info[name][i] for i in kept] for name in ("clean", "corrupted", "target_classes", "foil_classes")
     }
     guess = replace(guess, values=guess.values[kept], samples=tuple(verified.samples), info=info)
-    mine, theirs = guess.values[: len(chosen)].nanmean(0), exact.effects(metric).mean()
+    mine, theirs = guess.of(spread).mean(), exact.effects(metric).mean()
     return Screened(guess, exact, verified, recall(mine, theirs), rank_correlation(mine, theirs))
 
 
 def recall(guess: Tensor, exact: Tensor, counts: Sequence[int] = (5, 10, 20, 50)) -> dict[int, float]:
-    """K → share of the exact top k sites that are among the guessed top k, both by size; k below the number of sites."""
+    """Each k → share of the exact top k sites that are among the guessed top k, both by size; k below the number of sites."""
     first, second = _order(guess), _order(exact)
     found: dict[int, float] = {}
     for count in counts:
@@ -165,7 +167,7 @@ def recall(guess: Tensor, exact: Tensor, counts: Sequence[int] = (5, 10, 20, 50)
 def rank_correlation(guess: Tensor, exact: Tensor) -> float:
     """Spearman's correlation of two mean effects over the sites; NaN where one of them is constant."""
     known = ~(guess.isnan() | exact.isnan())
-    if int(known.sum()) < 2 or float(guess[known].std()) == 0 or float(exact[known].std()) == 0:
+    if int(known.sum()) < 2 or any(bool((values[known] == values[known][0]).all()) for values in (guess, exact)):
         return float("nan")
     return float(spearmanr(guess[known].numpy(), exact[known].numpy()).statistic)
 

@@ -54,20 +54,15 @@ def locate(options: LocateOptions) -> Path:
     _check(options)
     name = new_name(options, f"{user_path(options.data_path).stem}-{command}")
     folder = RunFolder.named(options, name)
-    exists = name in existing_runs(options.runs_dir)
-    if exists and not (options.resume or options.overwrite):
-        raise WeightsmithError(
-            f"the run {folder.path} exists: give --resume to go on with it, --overwrite to redo it, or another --run-name"
-        )
     fresh, before = not folder.path.exists(), _measured(folder)
     try:
         with folder.in_use(), folder.logged():
             folder.recover()
-            if exists:
-                _check_same(options, folder)
             stored = folder.config_text()
+            if stored is not None:
+                _check_same(options, folder, stored)
             folder.log_event(command, "start")
-            redone = _results(folder) if exists and options.overwrite else []
+            redone = _results(folder) if stored is not None and options.overwrite else []
             try:
                 with folder.set_aside(redone), _cleared(folder, bool(redone)):
                     folder.write_config(options)
@@ -88,6 +83,7 @@ def locate(options: LocateOptions) -> Path:
         refused = error.__cause__ is None or isinstance(error.__cause__, WeightsmithError)
         if fresh and (refused or not any(folder.path.glob("checkpoints/*"))):
             folder.remove(*(path for path in _measured(folder) if path not in before))
+            folder.remove(folder.path / "config.yaml")
             if not (folder.path / "model").exists():
                 folder.discard()
         raise
@@ -135,15 +131,19 @@ def _check(options: LocateOptions) -> None:
         raise WeightsmithError(f"--resume goes on with an existing run: name it with --run-name ({there})")
 
 
-def _check_same(options: LocateOptions, folder: RunFolder) -> None:
-    """Refuse the folder of another kind of run, and to go on with what was measured with other options."""
+def _check_same(options: LocateOptions, folder: RunFolder, stored: str) -> None:
+    """Refuse an existing run unasked, the folder of another kind of run, and to mix what was measured with other options."""
+    if not (options.resume or options.overwrite):
+        raise WeightsmithError(
+            f"the run {folder.path} exists: give --resume to go on with it, --overwrite to redo it, or another --run-name"
+        )
     ours = {name for name, _ in _COMMANDS.values()}
     if any(event.get("stage") not in ours for event in folder.events()):
         raise WeightsmithError(f"{folder.path} holds a run of another command than locate: give another --run-name")
     if options.overwrite or not _measured(folder):
         return
     try:
-        theirs = yaml.safe_load(folder.config_text() or "")
+        theirs = yaml.safe_load(stored)
     except yaml.YAMLError:
         theirs = None
     mine = yaml.safe_load(to_yaml(options))
@@ -153,9 +153,10 @@ def _check_same(options: LocateOptions, folder: RunFolder) -> None:
         )
     other = [name for name in mine if name not in _FREE and theirs[name] != mine[name]]
     if other:
+        asked = ", ".join(_said(name, theirs[name]) for name in other)
         raise WeightsmithError(
-            f"{folder.path} was measured with other options ({', '.join(_said(name, theirs[name]) for name in other)}): give the "
-            "same to go on, --overwrite to measure anew, or another --run-name"
+            f"{folder.path} was measured with other options ({asked}): give the same to go on, --overwrite to measure anew, "
+            "or another --run-name"
         )
 
 
@@ -279,7 +280,8 @@ def _screened(options: AttributionOptions, model: Model, folder: RunFolder) -> F
     ]  # fmt: skip
     found.table("verified.csv", "Places that the screen ranks first, measured exactly", rows)
     _add_sweep(found, options, result.verified, "verified")
-    audited = result.screen.of(range(len(audit.samples)))
+    place = {name: i for i, name in enumerate(result.screen.samples)}
+    audited = result.screen.of([place[name] for name in audit.samples])
     recalls = [{"top": top, "recall": share, "samples": len(audit.samples)} for top, share in result.recall.items()]
     found.table("recall.csv", "Share of the exact top places that the screen found", recalls)
     if result.recall:
@@ -370,6 +372,11 @@ def _grids(options: SweepOptions, model: Model, text: bool) -> dict[str, list[Si
         if text and tokens == "auto":
             layers += grids.subject(model, kind, options.window)
             continue
+        if tokens == "each":
+            if text:
+                raise WeightsmithError("--tokens each is for images, whose tokens are always as many: leave it out for prompts")
+            layers += grids.tokens(model, kind, options.token_block)
+            continue
         at = _tokens(tokens, model)
         layers += grids.layers(model, kind, at, options.window)
         if not (text and at in SUBJECT_TOKENS):
@@ -398,7 +405,7 @@ def _tokens(named: str, model: Model) -> str | tuple[int, ...] | None:
     try:
         return Site.parse(f"resid.out[0]@{named}").tokens
     except WeightsmithError as error:
-        raise WeightsmithError(f"--tokens {named} is not understood ({error}): give cls, all or 0,17,4:8") from error
+        raise WeightsmithError(f"--tokens {named} is not understood ({error}): give cls, all, each or 0,17,4:8") from error
 
 
 def _memory(options: LocateOptions) -> int | None:

@@ -201,8 +201,8 @@ class SweepOptions(LocateOptions):
     sites: tuple[str, ...] = ("resid.out", "attn.out", "mlp.out")
     """Kinds restored in each layer: resid.out, attn.out, mlp.out, resid.in, attn.q, attn.k, attn.v, attn.z, mlp.key."""
     tokens: tuple[str, ...] = ("auto",)
-    """At which tokens, one or more of cls, patches, last, all, or positions such as 0,17,4:8 [cls; prompts: the subject's,
-    by name]."""
+    """At which tokens, one or more of cls, patches, last, all, each, or positions such as 0,17,4:8 [cls; prompts: the
+    subject's, by name]."""
     window: tuple[int, ...] = (1,)
     """Windows of so many layers; single layers are always measured beside them."""
     heads: bool = True
