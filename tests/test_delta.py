@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from weightsmith.delta import Change, Delta, Dense, LowRank, lifted, wears_delta, weights_hash
 from weightsmith.errors import WeightsmithError, WrongWeightsError
-from weightsmith.models import Model
+from weightsmith.models import Model, families
 
 ROWS, COLUMNS = 3, 4
 
@@ -485,6 +485,7 @@ def lora_delta(model: Model, bias: bool) -> Delta:
     return Delta(found, weights_hash(model))
 
 
+@pytest.mark.parametrize("family_name", sorted(n for n, family in families().items() if family.reads == "images"))
 @pytest.mark.parametrize("bias", [False, True])
 def test_the_lora_adapter_works_in_plain_peft(
     model: Model, random_pixels: Callable[..., Tensor], tmp_path: Path, bias: bool

@@ -124,7 +124,9 @@ class Effects:
         """The effects of some of the samples; what `info` lists sample by sample is cut with them."""
         count = len(self.samples)
         info = {
-            key: [value[i] for i in which] if isinstance(value, list) and key in _BY_SAMPLE and len(value) == count else value
+            key: [value[i] for i in which]
+            if isinstance(value, list) and key in _BY_SAMPLE and len(value) == count
+            else value
             for key, value in self.info.items()
         }
         samples = tuple(self.samples[i] for i in which)

@@ -25,6 +25,7 @@ from weightsmith.locate.metrics import METRICS, Decision
 from weightsmith.locate.plan import ORDER, groups, targets
 from weightsmith.locate.sweep import Sweep, _begin, _first_changed, sweep
 from weightsmith.models import Model, Split, families, patch, record
+from weightsmith.models.split import Block
 from weightsmith.site import Site
 
 MODULE = importlib.import_module("weightsmith.locate.sweep")  # the package has the function by that name
@@ -111,6 +112,20 @@ def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
         return lanes_for(model, clean, corrupted, *kinds)
 
     monkeypatch.setattr(MODULE, "lanes_for", spied)
+    return seen
+
+
+def count_lanes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many lanes run together, from now on."""
+    seen: list[int] = []
+    for kind in (SplitLanes, HookLanes):
+        run = kind.run
+
+        def counted(lanes: Any, batch: Batch, run: Callable[..., Tensor] = run) -> Tensor:
+            seen.append(len(batch.base))
+            return run(lanes, batch)
+
+        monkeypatch.setattr(kind, "run", counted)
     return seen
 
 
@@ -234,6 +249,9 @@ def test_severed_paths_hold_their_corrupted_values(model: Model, few: Cases, sev
     found, wanted = sweep(model, few, sites, min_gap=0.0, sever=sever), reference(model, few, sites, sever)
     agree(found, wanted, sites)
     assert found.info["sever"] == list(sever)
+    handle = model.blocks[1].register_forward_hook(lambda *_: None)
+    agree(sweep(model, few, sites, min_gap=0.0, sever=sever), wanted, sites)  # with hooks
+    handle.remove()
     whole = sweep(model, few, sites, min_gap=0.0)
     changed = (found.restored["kl"] - whole.restored["kl"]).abs().amax(0)
     assert (changed > 1e-4).sum() > len(sites) / 3, "severing changed next to nothing"
@@ -323,6 +341,10 @@ def blend(*arguments: Any) -> Any:
     return arguments[-1] + arguments[-1].mean(1, keepdim=True)
 
 
+def blend_input(_: nn.Module, arguments: tuple[Any, ...], keywords: dict[str, Any]) -> Any:
+    return ((blend(arguments[0]), *arguments[1:]), keywords)
+
+
 HOOKS: dict[str, Callable[[Model], Any]] = {
     "behind a block": lambda model: model.blocks[0].register_forward_hook(steer),
     "before a block": lambda model: model.blocks[1].register_forward_pre_hook(steer_input, with_kwargs=True),
@@ -332,6 +354,9 @@ HOOKS: dict[str, Callable[[Model], Any]] = {
     "across tokens, behind a linear map": lambda model: model.module.get_submodule(
         model.bind(Site("mlp.value", 1)).path
     ).register_forward_hook(blend),
+    "across tokens, before a block": lambda model: model.blocks[1].register_forward_pre_hook(
+        blend_input, with_kwargs=True
+    ),
     "across tokens, behind a block": lambda model: model.blocks[1].register_forward_hook(blend),
     "across tokens, before the classifier": lambda model: model.module.get_submodule(
         model.family.tail[-1]
@@ -376,9 +401,13 @@ def test_memory_changes_no_number(model: Model, few: Cases, monkeypatch: pytest.
     sites = some_sites(model)
     found = sweep(model, few, sites, min_gap=0.0)
     same_sweep(sweep(model, few, sites, min_gap=0.0, memory=1), found)
-    spied = spy(monkeypatch)
+    spied, together = spy(monkeypatch), count_lanes(monkeypatch)
+    sweep(model, few, sites, min_gap=0.0)
+    assert max(together) > 1
     monkeypatch.setattr(MODULE, "_CPU_LANE_BYTES", 1)  # one lane at a time
+    together.clear()
     same_sweep(sweep(model, few, sites, min_gap=0.0), found)
+    assert set(together) == {1}
     monkeypatch.setattr(MODULE, "_SMALLEST", 1)  # one case at a time, and of it one noise sample
     spied.clear()
     same_sweep(sweep(model, few, sites, min_gap=0.0, memory=1), found)
@@ -762,18 +791,27 @@ def test_a_damaged_checkpoint_is_told(
 # --- what it costs --------------------------------------------------------------------------------------------------
 
 
+ROWS = ("queries", "keys", "outputs", "mlps")
+
+
 @pytest.mark.parametrize("kind", ["resid.out", "mlp.out", "attn.out", "attn.v"])
 def test_the_stated_work_is_what_runs(
-    tiny_model: Callable[..., Model], random_pixels: Callable[..., Tensor], kind: str
+    tiny_model: Callable[..., Model], random_pixels: Callable[..., Tensor], monkeypatch: pytest.MonkeyPatch, kind: str
 ) -> None:
     model = tiny_model("vit")
     cases, count = paired(model, random_pixels(4, seed=1), random_pixels(4, seed=2)), model.n_tokens
+    stated = sweep(model, cases, tokens(model, kind)).info["block_forwards"]
+    macs, lanes = Block.macs, count_lanes(monkeypatch)
+    # Torch counts no attention on this device, and embeddings and the classifier are no blocks.
+    monkeypatch.setattr(Block, "macs", lambda block, rows, attended=0, **others: macs(block, rows, **others))
+    with FlopCounterMode(display=False) as embeddings:
+        cases.embedded(range(4))
     with FlopCounterMode(display=False) as counter:
         info = sweep(model, cases, tokens(model, kind)).info
-    block = Split.of(model, torch.zeros(1, count, 16)).blocks[0]
-    whole = block.macs(count, queries=count, keys=count, outputs=count, mlps=count)  # torch counts no attention here
-    ran = counter.get_total_flops() / 2 / whole
-    assert 0.8 * ran < info["block_forwards"] < 1.2 * ran
+    whole = Block.macs(Split.of(model, torch.zeros(1, count, 16)).blocks[0], count, **dict.fromkeys(ROWS, count))
+    ran = (counter.get_total_flops() - embeddings.get_total_flops()) / 2 - (8 + sum(lanes)) * 16 * model.n_classes
+    assert info["block_forwards"] == pytest.approx(ran / whole, rel=1e-3)
+    assert stated == pytest.approx(ran / whole, rel=0.1), "what attends is a small part of it"
     assert info["naive_block_forwards"] == 4 * 3 * (2 + 3 * count)
     assert info["block_forwards"] < info["naive_block_forwards"] / 2
 

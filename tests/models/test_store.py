@@ -34,6 +34,13 @@ def edit_config(folder: Path, **entries: Any) -> None:
 # --- there and back ------------------------------------------------------------------------------------------------
 
 
+@pytest.fixture(params=sorted(name for name, family in families().items() if family.reads == "images"))
+def family_name(request: pytest.FixtureRequest) -> str:
+    """Image classifiers; language models are saved and loaded in test_text.py."""
+    name: str = request.param
+    return name
+
+
 def test_save_and_load_are_inverse(model: Model, random_pixels: Callable[..., Tensor], tmp_path: Path) -> None:
     save(model, tmp_path / "model", card="# Mine\n")
     back = load(tmp_path / "model")

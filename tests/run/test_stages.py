@@ -8,13 +8,15 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
 import weightsmith as ws
 from weightsmith.delta import weights_hash
-from weightsmith.run import pipeline, stages
+from weightsmith.run import stages
+from weightsmith.run.options import STAGE_NAMES
 
 
 def events(run: Path) -> list[tuple[str, str]]:
@@ -44,7 +46,8 @@ def test_stages_one_by_one_give_what_full_gives(weightsmith, tiny, finished: Pat
 
 
 def test_a_finished_stage_is_not_run_again(weightsmith, run_copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(stages.STAGE_FUNCTIONS, "edit", lambda _: pytest.fail("the edit stage ran again"))
+    again = replace(stages.STAGES["edit"], run=lambda _: pytest.fail("the edit stage ran again"))
+    monkeypatch.setitem(stages.STAGES, "edit", again)
     assert weightsmith("run", "--stage", "edit", *flags_of(run_copy)).status == 0
 
 
@@ -258,4 +261,4 @@ def test_every_editor_runs_through_the_command_line(weightsmith, run_copy: Path)
 
 
 def test_stage_order_is_that_of_the_pipeline() -> None:
-    assert tuple(stages.STAGE_FUNCTIONS) == pipeline.STAGES
+    assert tuple(stages.STAGES) == STAGE_NAMES

@@ -1,12 +1,11 @@
 """Which places in a network carry a decision: activations are restored or removed, and the effect is measured.
 
-`screened` guesses by gradients where to look, and says what it missed; `astra` attributes to
-patches of the image, and `steering` steers away from them.
 `sweep` restores any list of sites in any cases, exactly; `grids` makes the lists; `causal_trace` is the sweep that a
-correction starts from.
+correction starts from. `screened` guesses by gradients where to look, and says what it missed. `astra` attributes to
+patches of the image, and `steering` steers away from them.
 """
 
-from weightsmith.locate import grids
+from weightsmith.locate import astra, grids, steering
 from weightsmith.locate.cases import Cases, ImageCases, Prompt, PromptCases
 from weightsmith.locate.metrics import METRICS
 from weightsmith.locate.screen import Screened, screen, screened
@@ -21,10 +20,12 @@ __all__ = [
     "PromptCases",
     "Screened",
     "Sweep",
+    "astra",
     "causal_trace",
     "error_cases",
     "grids",
     "screen",
     "screened",
+    "steering",
     "sweep",
 ]

@@ -45,6 +45,11 @@ class Write:
         return self.layer, ORDER.index(self.kind)
 
     @property
+    def end(self) -> tuple[int, int]:
+        """Where in the pass what it restores is complete: a linear map's whole input is as good as its output."""
+        return self.layer, ORDER.index(self.kind if self.columns is not None else _SAME.get(self.kind, self.kind))
+
+    @property
     def form(self) -> tuple[object, ...]:
         """Writes of one form run in one batch: they differ in which tokens and which head, not in how many."""
         width = None if self.columns is None else self.columns[1] - self.columns[0]
@@ -99,7 +104,7 @@ def targets(
             Write(kind, layer, _all(tokens), clean=False)
             for layer in range(last.layer, model.n_layers)
             for kind in sever
-            if (layer, ORDER.index(kind)) > last.place
+            if (layer, ORDER.index(kind)) > last.end
         ]
         everything = (
             last.kind in ("resid.in", "resid.out")

@@ -101,7 +101,7 @@ def sweep(
         metrics: of `METRICS`; the first one decides which cases are refused.
         min_gap: refuse a case whose clean and corrupted runs differ by less in that metric; by default `FLOORS`.
         sever: kinds, `attn.out` or `mlp.out`, held at their corrupted values everywhere behind the restored site.
-        memory: bytes for the runs kept at a time; by default 512 MB on a CPU and half of what is free on a GPU.
+        memory: bytes for the runs kept at a time; by default 512 MB on a CPU and a quarter of a GPU's.
         checkpoint: a folder in which finished cases are kept, so that a sweep that was killed goes on.
 
     Raises:
@@ -335,7 +335,8 @@ class _Run:
         if self.memory is not None:
             return max(self.memory, _SMALLEST)
         if self.model.device.type == "cuda":
-            return int(torch.cuda.mem_get_info(self.model.device)[0] // 4)
+            # Of all there is, not of what is free: a sweep that goes on must cut the cases into the same pieces.
+            return int(torch.cuda.get_device_properties(self.model.device).total_memory // 4)
         return _CPU_RUN_BYTES
 
     def _lane_budget(self) -> int:

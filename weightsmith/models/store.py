@@ -270,5 +270,8 @@ def _processor_entries(folder: Path | None) -> dict[str, object]:
     path = folder / "preprocessor_config.json" if folder else None
     if path is None or not path.is_file():
         return {}
-    entries = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        entries = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise WeightsmithError(f"{path} cannot be read ({cause_of(error)}): save the model again") from error
     return entries if isinstance(entries, dict) else {}

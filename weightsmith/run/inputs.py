@@ -26,7 +26,7 @@ from weightsmith.measure import predict
 from weightsmith.models import Model, create, load, presets, save
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.job import check_device, save_indices
-from weightsmith.run.options import AttributionOptions, LocateOptions, PatchOptions, TraceOptions
+from weightsmith.run.options import LocateOptions, PairOptions, PatchOptions, SweepOptions
 from weightsmith.train import TrainOptions, fit
 
 _log = logging.getLogger(__name__)
@@ -133,18 +133,18 @@ def chosen_images(options: LocateOptions, model: Model) -> Chosen:
     )
 
 
-def image_cases(options: TraceOptions | PatchOptions, model: Model, chosen: Chosen) -> ImageCases:
+def image_cases(options: SweepOptions, model: Model, chosen: Chosen) -> ImageCases:
     """The chosen images with their corrupted counterparts; the decision is for the class given or the label.
 
     Of an image that the model gets wrong it is against the other of the two; else against what the corrupted run favours.
     """
-    if isinstance(options, PatchOptions):
+    if isinstance(options, PairOptions):
         _check_corruption(options)
     first, second = chosen.predicted, chosen.labels
     if options.target == "label":
         first, second = second, first
     foils = torch.where(first == second, UNDECIDED, second)
-    if isinstance(options, TraceOptions) or options.corruption == "noise":
+    if not isinstance(options, PairOptions) or options.corruption == "noise":
         noise = EmbeddingNoise(options.noise, options.num_ablations, options.seed)
         return ImageCases(model, chosen.names, chosen.pixels, noise, first, foils, describes=options.target)
     if options.corrupted_from is not None:
@@ -156,7 +156,7 @@ def image_cases(options: TraceOptions | PatchOptions, model: Model, chosen: Chos
     return ImageCases(model, chosen.names, chosen.pixels, other, first, foils, how, describes=options.target)
 
 
-def prompt_cases(options: TraceOptions | PatchOptions, model: Model) -> PromptCases:
+def prompt_cases(options: SweepOptions, model: Model) -> PromptCases:
     """The prompts of a file, with noise on their subjects.
 
     Raises:
@@ -174,10 +174,10 @@ def prompt_cases(options: TraceOptions | PatchOptions, model: Model) -> PromptCa
     return PromptCases(model, tuple(prompts), EmbeddingNoise(options.noise, options.num_ablations, options.seed))
 
 
-def cases_of(options: TraceOptions | PatchOptions, model: Model) -> tuple[Cases, Chosen | None, str]:
+def cases_of(options: SweepOptions, model: Model) -> tuple[Cases, Chosen | None, str]:
     """(cases, the images among them if any, what they are in words)."""
     if model.family.reads == "text":
-        if isinstance(options, PatchOptions) and not isinstance(options, AttributionOptions):
+        if isinstance(options, PatchOptions):
             raise WeightsmithError(
                 f"{model.name} is a {model.family.title}: weightsmith locate patch works on pairs of images, use "
                 "weightsmith locate trace"
@@ -188,7 +188,7 @@ def cases_of(options: TraceOptions | PatchOptions, model: Model) -> tuple[Cases,
     return image_cases(options, model, chosen), chosen, chosen.told
 
 
-def _check_corruption(options: PatchOptions) -> None:
+def _check_corruption(options: PairOptions) -> None:
     """Refuse what would be left out without a word."""
     if options.corrupted_from is not None and options.corruption == "noise":
         raise WeightsmithError("--corrupted-from takes the place of --corruption noise: leave one of them out")
@@ -274,7 +274,7 @@ def _record_of(model: str) -> Path | None:
     return results
 
 
-def _other_images(options: PatchOptions, model: Model, chosen: Chosen) -> Tensor:
+def _other_images(options: PairOptions, model: Model, chosen: Chosen) -> Tensor:
     """Image for image the corrupted one, from another data set of the same order."""
     assert options.corrupted_from is not None
     size, cache = model.preprocess.size, user_path(options.cache_dir) if options.cache_dir else None

@@ -5,43 +5,44 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
-from itertools import product
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import yaml
 from rich.console import Console
 from rich.markup import escape
 
 from weightsmith import report
 from weightsmith.delta import weights_hash
-from weightsmith.effects import Effects
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import disk_is_full, user_path, write_csv, write_json, write_text
-from weightsmith.locate import METRICS, Cases, PromptCases, Sweep, astra, grids, screened, steering, sweep
-from weightsmith.locate.cases import select
-from weightsmith.locate.metrics import FLOORS
-from weightsmith.locate.plan import targets
+from weightsmith.files import user_path, write_csv, write_json, write_text
 from weightsmith.models import Model
 from weightsmith.run.findings import Findings
 from weightsmith.run.folder import RunFolder, existing_runs, new_name
-from weightsmith.run.inputs import Chosen, cases_of, chosen_images, trained_model
+from weightsmith.run.inputs import trained_model
 from weightsmith.run.options import (
     AttributionOptions,
     LocateOptions,
     PatchAttributionOptions,
     PatchOptions,
-    SweepOptions,
     TraceOptions,
     to_yaml,
 )
-from weightsmith.site import SUBJECT_TOKENS, Site
+from weightsmith.run.screening import attribute_findings, screen_findings
+from weightsmith.run.sweeping import swept
 
 _log = logging.getLogger(__name__)
+
+_COMMANDS: dict[type[LocateOptions], tuple[str, Callable[[Any, Model, RunFolder], Findings]]] = {
+    TraceOptions: ("trace", swept),
+    PatchOptions: ("patch", swept),
+    AttributionOptions: ("attribution", screen_findings),
+    PatchAttributionOptions: ("astra", attribute_findings),
+}
+"""Each way to locate by its options: its name, and what finds."""
 
 
 def locate(options: LocateOptions) -> Path:
@@ -123,8 +124,6 @@ def _check(options: LocateOptions) -> None:
         raise WeightsmithError(f"--noise must be a positive number, not {noise:g}: 3 is usual")
     if min_gap is not None and not 0 <= min_gap < math.inf:
         raise WeightsmithError(f"--min-gap must be a number from 0, not {min_gap:g}")
-    if isinstance(options, AttributionOptions) and options.sever:
-        raise WeightsmithError("--sever is of locate trace and patch: a screen leaves all paths open")
     if options.resume and options.run_name is None:
         runs = existing_runs(options.runs_dir)
         there = f"runs there are: {', '.join(runs[:8])}" if runs else f"there are none in {options.runs_dir} yet"
@@ -180,364 +179,6 @@ def _cleared(folder: RunFolder, redone: bool) -> Iterator[None]:
         if redone:
             folder.remove(*_results(folder))
         raise
-
-
-def _swept(options: SweepOptions, model: Model, folder: RunFolder) -> Findings:
-    """Layers, heads and maps, exactly."""
-    cases, chosen, told = cases_of(_with_target(options), model)
-    text = isinstance(cases, PromptCases)
-    found = Findings()
-    plan = _grids(options, model, text)
-    # What would be refused only after the first sweep is refused before it.
-    targets(model, [], 1, sever=options.sever)
-    if options.map_samples and model.family.has_tokens:
-        with _of(f"--map-site {options.map_site}"):
-            targets(model, [Site(options.map_site, 0, tokens=(0,))], 1)
-    layers = _sweep(options, model, cases, plan["layers"], folder, "layers")
-    refused = {name for name, _ in layers.refused}
-    _add_sweep(found, options, layers, "layers")
-    effects = layers.effects(options.metric)
-    found.effects["effects"] = effects
-    found.refused = [(name, f"gap of {gap:+.3g}") for name, gap in layers.refused]
-    rows = [_sample_row(effects, i) for i in range(len(effects.samples))]
-    found.tables["layer_importance.csv"] = rows
-    curves = [effects]
-    if options.sever:
-        severed = _sweep(options, model, cases, plan["layers"], folder, "severed", sever=options.sever)
-        found.effects["effects_severed"] = severed.effects(options.metric)
-        _add_sweep(found, options, severed, "severed")
-        caption = (
-            f"The same with {' and '.join(options.sever)} held at their corrupted values behind the restored place."
-        )
-        drawn = [severed.effects(options.metric)]
-        found.figure("layer_curves_severed", caption, report.layer_curves(drawn), report.layer_curve_rows(drawn))
-    if text and any(site.tokens is not None for site in effects.sites):
-        caption = (
-            "Mean effect of restoring each layer at the subject's tokens and behind it (windows restore more, always)."
-        )
-        found.figure("layer_tokens", caption, report.layer_token_map(effects), report.layer_token_rows(effects))
-    caption = "Mean effect of restoring each layer, with 95% bootstrap intervals; windows restore more and peak higher."
-    found.figure("layer_curves", caption, report.layer_curves(curves), report.layer_curve_rows(curves))
-    if plan["heads"]:
-        heads = _sweep(options, model, cases, plan["heads"], folder, "heads")
-        _add_sweep(found, options, heads, "heads")
-        found.effects["effects_heads"] = of_heads = heads.effects(options.metric)
-        caption = "Mean effect of restoring what each attention head gives, at all tokens."
-        found.figure("layer_heads", caption, report.layer_head_map(of_heads), report.layer_head_rows(of_heads))
-    clear = [i for i, name in enumerate(cases.names) if name not in refused]
-    if options.map_samples > 0:  # evenly over all: data sets are often sorted by class
-        places = np.linspace(0, len(clear) - 1, min(options.map_samples, len(clear))).round().astype(int)
-        drawn_cases = [clear[i] for i in places]
-        _maps(found, options, model, cases, drawn_cases, chosen, folder)
-    best = sorted(effects.table(), key=lambda row: row["rank"])[:3]
-    found.summary = [
-        f"Restored {len(plan['layers'])} places in layers"
-        + (f" and {len(plan['heads'])} heads" if plan["heads"] else "")
-        + f" in {len(effects.samples)} of {told}.",
-        f"Largest mean effect on the {options.metric.replace('_', ' ')}: "
-        + ", ".join(f"{row['site']} {row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]" for row in best)
-        + f"; the corruption takes {float(effects.gaps.mean()):.3f} on average.",
-        f"The sweep of layers took {layers.info['block_forwards']:,.0f} block forwards; one full pass a place and noise "
-        f"sample would take {layers.info['naive_block_forwards']:,}.",
-    ]
-    if found.refused:
-        found.summary.append(
-            f"{len(found.refused)} inputs were refused: the corruption changes their {options.metric.replace('_', ' ')} by "
-            f"less than {layers.info['min_gap']:g}."
-        )
-    found.terminal.append(report.site_table(effects))
-    return found
-
-
-def _screened(options: AttributionOptions, model: Model, folder: RunFolder) -> Findings:
-    """Every place by gradients, the best exactly, and what the screen missed."""
-    cases, _, told = cases_of(options, model)
-    plan = _grids(options, model, isinstance(cases, PromptCases))
-    sites = [site for site in (*plan["layers"], *plan["heads"]) if site.span == 1]
-    with _goes_on(folder.checkpoints / "sweep"):
-        result = screened(
-            model,
-            cases,
-            sites,
-            method=options.method,
-            metric=options.metric,
-            steps=options.steps,
-            verify=options.verify,
-            audit=options.audit,
-            min_gap=options.min_gap,
-            memory=_memory(options),
-            checkpoint=folder.checkpoints / "sweep",
-        )
-    found = Findings()
-    verified, audit = result.verified.effects(options.metric), result.audit.effects(options.metric)
-    found.effects = {"effects": verified, "screen": result.screen, "audit": audit}
-    found.refused = [(name, f"gap of {gap:+.3g}") for name, gap in result.verified.refused]
-    guess = {row["site"]: row for row in result.screen.table()}
-    rows = [
-        {"site": row["site"], "screened": guess[row["site"]]["mean"], "exact": row["mean"], "low": row["low"],
-         "high": row["high"], "screened_rank": guess[row["site"]]["rank"], "exact_rank": row["rank"], "n": row["n"]}
-        for row in sorted(verified.table(), key=lambda row: row["rank"])
-    ]  # fmt: skip
-    found.table("verified.csv", "Places that the screen ranks first, measured exactly", rows)
-    _add_sweep(found, options, result.verified, "verified")
-    place = {name: i for i, name in enumerate(result.screen.samples)}
-    audited = result.screen.of([place[name] for name in audit.samples])
-    recalls = [{"top": top, "recall": share, "samples": len(audit.samples)} for top, share in result.recall.items()]
-    found.table("recall.csv", "Share of the exact top places that the screen found", recalls)
-    if result.recall:
-        top = min(result.recall, key=lambda count: abs(count - 10))
-        caption = (
-            f"Screened against exact effect of every place, on {len(audit.samples)} inputs where both were measured."
-        )
-        figure = report.screen_scatter(audited, audit, result.recall[top], top)
-        found.figure("screen", caption, figure, report.screen_rows(audited, audit, top))
-    found.summary = [
-        f"Screened {len(sites)} places by {options.method} in {len(verified.samples)} of {told}, and measured the best "
-        f"{len(verified.sites)} exactly.",
-        f"On {len(audit.samples)} inputs where every place was measured exactly, the rank correlation of screen and truth is "
-        f"{result.rank_correlation:.2f}"
-        + "".join(f"; of the true top {top} the screen found {share:.0%}" for top, share in result.recall.items())
-        + ".",
-    ]
-    found.terminal.append(report.site_table(verified))
-    return found
-
-
-def _attributed(options: PatchAttributionOptions, model: Model, folder: RunFolder) -> Findings:
-    """ASTRA: patches and steering."""
-    chosen = chosen_images(options, model)
-    right = chosen_images(replace(options, select="right", max_samples=max(options.max_samples, 64)), model)
-    targets = chosen.predicted if options.target == "predicted" else chosen.labels
-    given = astra.AstraOptions(
-        masks=options.masks, keep=options.keep, alpha=options.alpha, top=options.top, seed=options.seed
-    )
-    attribution = astra.attribute(model, chosen.pixels, targets, chosen.names, given)
-    found = Findings()
-    rows = attribution.rows()
-    found.table("patch_weights_all.csv", "Weight of each patch", rows)
-    found.refused = [(name, "no patch of positive weight") for name in attribution.uninformative]
-    informative = [i for i, top in enumerate(attribution.top) if top]
-    side = round((model.n_tokens - model.family.special) ** 0.5)
-    shown = informative[:6]
-    if shown:
-        weights = attribution.weights[shown].numpy()
-        tops, names = [attribution.top[i] for i in shown], [chosen.names[i] for i in shown]
-        caption = "Weight of each patch for the logit of its class; the patches that count as evidence have an outline."
-        figure = report.patch_weights(chosen.pixels[shown].numpy(), weights, (side, side), tops, names)
-        found.figure("patch_weights", caption, figure, report.patch_weight_rows(weights, (side, side), tops, names))
-    vectors = steering.steering_vectors(model, chosen.pixels, attribution, right.pixels)
-    vectors.save(folder.results / "steering.safetensors")
-    attribution.save(folder.results / "attribution.safetensors")
-    table = [
-        {"images": what, **row}
-        for what, group in (("attributed", chosen), ("right", right))
-        for row in steering.steered(
-            model, group.pixels, group.predicted, group.labels, vectors, strengths=options.strengths
-        )
-    ]
-    found.table("steering.csv", "What adaptive steering away from the class does", table)
-    fit = attribution.fit_fresh[attribution.fit_fresh.isfinite()]
-    found.summary = [
-        f"Attributed the class of {chosen.told} to patches with {options.masks} masks an image; on masks not fitted the "
-        f"surrogate explains {float(fit.mean()) if len(fit) else float('nan'):.2f} of the variance on average.",
-    ]
-    found.notes.append(
-        "Steering was tried on the images that it was made from, and on right ones of the same part: choose layer and "
-        "strength here, and prove them on other images."
-    )
-    return found
-
-
-_COMMANDS: dict[type[LocateOptions], tuple[str, Callable[[Any, Model, RunFolder], Findings]]] = {
-    TraceOptions: ("trace", _swept),
-    PatchOptions: ("patch", _swept),
-    AttributionOptions: ("attribution", _screened),
-    PatchAttributionOptions: ("astra", _attributed),
-}
-
-
-def _with_target(options: SweepOptions) -> TraceOptions | PatchOptions:
-    assert isinstance(options, TraceOptions | PatchOptions)
-    return options
-
-
-def _grids(options: SweepOptions, model: Model, text: bool) -> dict[str, list[Site]]:
-    """The places that the options name: "layers" and "heads"."""
-    if not options.sites or not options.tokens:
-        raise WeightsmithError("--sites and --tokens need at least one entry each, resid.out and cls say")
-    layers: list[Site] = []
-    for kind, tokens in product(dict.fromkeys(options.sites), dict.fromkeys(options.tokens)):
-        with _of(f"--sites {kind}"):
-            model.bind(Site(kind, 0))
-        if text and tokens == "auto":
-            layers += grids.subject(model, kind, options.window)
-            continue
-        if tokens == "each":
-            if text:
-                raise WeightsmithError("--tokens each is for images, whose tokens are always as many: leave it out for prompts")
-            layers += grids.tokens(model, kind, options.token_block)
-            continue
-        at = _tokens(tokens, model)
-        layers += grids.layers(model, kind, at, options.window)
-        if not (text and at in SUBJECT_TOKENS):
-            with _of(f"--tokens {tokens}"):
-                model.bind(Site(kind, 0, tokens=at))
-    layers = list(dict.fromkeys(layers))
-    has_heads = options.heads and model.family.attention is not None
-    return {"layers": layers, "heads": grids.heads(model) if has_heads else []}
-
-
-@contextmanager
-def _of(flag: str) -> Iterator[None]:
-    """What is wrong with the value of a flag is told with the flag."""
-    try:
-        yield
-    except WeightsmithError as error:
-        raise WeightsmithError(f"{flag} does not fit: {error}") from error
-
-
-def _tokens(named: str, model: Model) -> str | tuple[int, ...] | None:
-    """What one entry of `--tokens` says."""
-    if named == "all":
-        return None
-    if named == "auto":
-        return model.family.lookup
-    try:
-        return Site.parse(f"resid.out[0]@{named}").tokens
-    except WeightsmithError as error:
-        raise WeightsmithError(f"--tokens {named} is not understood ({error}): give cls, all, each or 0,17,4:8") from error
-
-
-def _memory(options: LocateOptions) -> int | None:
-    return None if options.batch_memory is None else options.batch_memory * 2**20
-
-
-def _sweep(
-    options: SweepOptions,
-    model: Model,
-    cases: Cases,
-    sites: Sequence[Site],
-    folder: RunFolder,
-    name: str,
-    sever: Sequence[str] = (),
-) -> Sweep:
-    place = folder.checkpoints / f"sweep-{name}"
-    with _goes_on(place):
-        return sweep(
-            model,
-            cases,
-            sites,
-            metrics=[options.metric, *(metric for metric in METRICS if metric != options.metric)],
-            min_gap=options.min_gap,
-            sever=sever,
-            memory=_memory(options),
-            checkpoint=place,
-            title=f"restoring {name}",
-        )
-
-
-@contextmanager
-def _goes_on(place: Path) -> Iterator[None]:
-    """Say what to do with finished cases that do not fit, because the model or the data changed meanwhile, or are damaged."""
-    if finished := len(list(place.rglob("cases-*.safetensors"))):
-        _log.info("%s: %d finished pieces are there already", place.name, finished)
-    try:
-        yield
-    except WeightsmithError as error:
-        cause = error.__cause__
-        if (
-            str(place) not in str(error)
-            or isinstance(cause, OSError)
-            or (isinstance(cause, Exception) and disk_is_full(cause))
-        ):
-            raise  # what is there is right, it is the disk that is not
-        raise WeightsmithError(f"{error}; --overwrite measures anew") from error
-
-
-def _add_sweep(found: Findings, options: SweepOptions, swept: Sweep, name: str) -> None:
-    """Statistics of every place in every metric, raw and normalised."""
-    rows: list[dict[str, Any]] = []
-    for metric in swept.restored:
-        effects = swept.effects(metric)
-        rows += _statistics(effects, "raw")
-        clear = [i for i, gap in enumerate(effects.gaps.abs().tolist()) if gap >= FLOORS[metric]]
-        if clear:
-            rows += _statistics(effects.of(clear).normalised(), "share of the gap")
-    found.tables[f"{name}_statistics.csv"] = rows
-    main = [row for row in rows if row["metric"] == options.metric and row["form"] == "raw"]
-    title = {"layers": "Effect of layers", "heads": "Effect of heads", "severed": "Effect of layers, paths severed"}
-    found.shown.append((title.get(name, f"Effect, {name}"), f"{name}_statistics.csv"))
-    found.tables[f"{name}_statistics.csv"] = main + [row for row in rows if row not in main]
-
-
-def _statistics(effects: Effects, form: str) -> list[dict[str, Any]]:
-    rows = []
-    for site, row in zip(effects.sites, effects.table(), strict=True):
-        numbers = {key: round(value, 6) if isinstance(value, float) else value for key, value in row.items()}
-        place = {"site": numbers.pop("site"), "kind": site.kind, "layer": numbers.pop("layer"), "window": site.span}
-        place |= {"head": site.head, "tokens": str(Site("resid.out", 0, tokens=site.tokens)).partition("@")[2] or "all"}
-        rows.append({"metric": effects.metric, "form": form, **place, **numbers})
-    return rows
-
-
-def _sample_row(effects: Effects, index: int) -> dict[str, Any]:
-    info = effects.info
-    return {
-        "sample": effects.samples[index],
-        "target_class": info["target_classes"][index],
-        "foil_class": info["foil_classes"][index],
-        "clean": round(info["clean"][index], 6),
-        "corrupted": round(info["corrupted"][index], 6),
-        **{str(site): round(float(effects.values[index, k]), 6) for k, site in enumerate(effects.sites)},
-    }
-
-
-def _maps(
-    found: Findings,
-    options: SweepOptions,
-    model: Model,
-    cases: Cases,
-    which: Sequence[int],
-    chosen: Chosen | None,
-    folder: RunFolder,
-) -> None:
-    """Every layer and token of a few inputs, drawn over the image or beside the prompt's words."""
-    if isinstance(cases, PromptCases):
-        for number, index in enumerate(which):
-            prompt = cases.prompts[index]
-            sites = grids.tokens(model, options.map_site, count=len(prompt.ids))
-            one = select(cases, [index])
-            effects = _sweep(options, model, one, sites, folder, f"prompt-{index}").effects(options.metric)
-            words = model.tokenize.words(prompt.ids)
-            found.effects[f"effects_prompt_{number}"] = effects
-            found.figure(
-                f"prompt_{number}",
-                f"Effect of restoring {options.map_site} at each token of prompt {prompt.name}; the subject has a star.",
-                report.layer_token_map(effects, words, prompt.subject),
-                report.layer_token_rows(effects, words, prompt.subject),
-            )
-        return
-    assert chosen is not None
-    if model.family.cls is None:
-        return
-    sites = grids.tokens(model, options.map_site, options.token_block)
-    effects = _sweep(options, model, select(cases, which), sites, folder, "tokens").effects(options.metric)
-    found.effects["effects_tokens"] = effects
-    caption = f"Mean effect of restoring {options.map_site} at each token of {len(effects.samples)} images."
-    found.figure("layer_tokens", caption, report.layer_token_map(effects), report.layer_token_rows(effects))
-    special = model.family.special
-    side = round((model.n_tokens - special) ** 0.5)
-    layers = sorted({round(i * (model.n_layers - 1) / 4) for i in range(5)})
-    place = {name: i for i, name in enumerate(chosen.names)}
-    images: np.ndarray = chosen.pixels[[place[name] for name in effects.samples]].numpy()
-    given, right = ([chosen.class_names[int(c)] for c in classes] for classes in (chosen.predicted, chosen.labels))
-    names = [f"{name}: {given[place[name]]}, is {right[place[name]]}" for name in effects.samples]
-    found.figure(
-        "token_maps",
-        f"Effect of restoring {options.map_site} at each patch, over the image; the title has the effect at CLS.",
-        report.token_maps(effects, images, (side, side), special, layers, names),
-        report.token_map_rows(effects, (side, side), special, layers, names),
-    )
 
 
 def _results(folder: RunFolder) -> list[Path]:

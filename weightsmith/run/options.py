@@ -191,30 +191,28 @@ class LocateOptions(FolderOptions):
     max_samples: int = 50
     """Images or prompts at most, drawn at random with --seed (prompts: the first ones)."""
     batch_memory: int | None = None
-    """Megabytes for the runs that are kept at a time [512; on a GPU a quarter of what is free]."""
+    """Megabytes for the runs that are kept at a time [512; on a GPU a quarter of its memory]."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class SweepOptions(LocateOptions):
-    """Places for an exact sweep."""
+    """Places to measure, and what is measured there."""
 
     sites: tuple[str, ...] = ("resid.out", "attn.out", "mlp.out")
     """Kinds restored in each layer: resid.out, attn.out, mlp.out, resid.in, attn.q, attn.k, attn.v, attn.z, mlp.key."""
     tokens: tuple[str, ...] = ("auto",)
     """At which tokens, one or more of cls, patches, last, all, each, or positions such as 0,17,4:8 [cls; prompts: the
     subject's, by name]."""
-    window: tuple[int, ...] = (1,)
-    """Windows of so many layers; single layers are always measured beside them."""
+    token_block: int = 1
+    """Restore so many neighbouring patches together, where each token is restored by itself."""
     heads: bool = True
     """Measure each attention head as well."""
-    map_samples: int = 4
-    """Inputs for which every layer and token is restored by itself and drawn; 0 draws none."""
-    map_site: str = "resid.out"
-    """The kind that is restored for those maps."""
-    token_block: int = 1
-    """Restore so many neighbouring patches together in those maps."""
-    sever: tuple[str, ...] = ()
-    """Also measure the layers with these paths severed behind the restored place: attn.out, mlp.out."""
+    noise: float = 3.0
+    """Noise on embeddings, in standard deviations of the clean ones."""
+    num_ablations: int = 10
+    """Noise samples an input."""
+    target: Literal["predicted", "label"] = "predicted"
+    """The class whose recovery is measured: the one that the model gives, or the image's label."""
     metric: Literal["logit_difference", "probability", "kl"] = "logit_difference"
     """What is drawn; the tables have all three, raw and normalised."""
     min_gap: float | None = None
@@ -223,20 +221,22 @@ class SweepOptions(LocateOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class TraceOptions(SweepOptions):
-    """Causal tracing: noise on the embeddings of patches, or of a prompt's subject."""
+class DrawnOptions(SweepOptions):
+    """What is measured and drawn beside single layers."""
 
-    noise: float = 3.0
-    """Noise in standard deviations of the clean embeddings."""
-    num_ablations: int = 10
-    """Noise samples an input."""
-    target: Literal["predicted", "label"] = "predicted"
-    """The class whose recovery is measured: the one that the model gives, or the image's label."""
+    window: tuple[int, ...] = (1,)
+    """Windows of so many layers; single layers are always measured beside them."""
+    map_samples: int = 4
+    """Inputs for which every layer and token is restored by itself and drawn; 0 draws none."""
+    map_site: str = "resid.out"
+    """The kind that is restored for those maps."""
+    sever: tuple[str, ...] = ()
+    """Also measure the layers with these paths severed behind the restored place: attn.out, mlp.out."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PatchOptions(SweepOptions):
-    """Activation patching on pairs: an image and what it becomes without its colour, its order, its sharpness..."""
+class PairOptions(SweepOptions):
+    """Images, each with what it becomes without its colour, its order, its sharpness..."""
 
     data_path: str = "coloured-digits"
     """Images: as for `run`."""
@@ -248,22 +248,27 @@ class PatchOptions(SweepOptions):
         "greyscale"
     )
     """What is done to the image; noise is on its embeddings, and what a prompt always gets."""
-    noise: float = 3.0
-    """Noise in standard deviations of the clean embeddings."""
-    num_ablations: int = 10
-    """Noise samples an input."""
     strength: float | None = None
     """Of the corruption: blur's sigma (share of the side), pixel noise's scale, region swap's share [each its own]."""
     corrupted_from: str | None = None
     """A second data set, image for image the corrupted one of the first, instead of a corruption."""
-    window: tuple[int, ...] = (1, 3)
-    """Windows of so many layers; single layers are always measured beside them."""
-    target: Literal["predicted", "label"] = "predicted"
-    """The class whose recovery is measured: the one that the model gives, or the image's label."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class AttributionOptions(PatchOptions):
+class TraceOptions(DrawnOptions):
+    """Causal tracing: noise on the embeddings of patches, or of a prompt's subject."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PatchOptions(PairOptions, DrawnOptions):
+    """Activation patching on pairs: an image and what it becomes without its colour, its order, its sharpness..."""
+
+    window: tuple[int, ...] = (1, 3)
+    """Windows of so many layers; single layers are always measured beside them."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class AttributionOptions(PairOptions):
     """Gradient screens of every place at once, the best of them measured exactly, and how much the screen missed."""
 
     method: Literal["attribution", "integrated"] = "attribution"

@@ -151,6 +151,8 @@ def _check(options: RunOptions) -> None:
     for flag, value in positive.items():
         if value < 1:
             raise WeightsmithError(f"{flag} must be at least 1, not {value}")
+    if not 0 <= options.seed < 2**32 - 1:  # what the splits of scikit-learn take
+        raise WeightsmithError(f"--seed must be a number from 0 to {2**32 - 2}, not {options.seed}")
     if options.held_out_from == "train" and not 0 < options.held_out_ratio < 1:
         raise WeightsmithError(
             f"--held-out-ratio must lie between 0 and 1, not {options.held_out_ratio:g}: give 0.2 to hold out a fifth"

@@ -1,0 +1,13 @@
+"""Tests here are about images: editing language models is not there yet, and their keys and values are not measured."""
+
+from __future__ import annotations
+
+import pytest
+
+from weightsmith.models import families
+
+
+@pytest.fixture(params=sorted(name for name, family in families().items() if family.reads == "images"))
+def family_name(request: pytest.FixtureRequest) -> str:
+    name: str = request.param
+    return name
