@@ -56,7 +56,16 @@ def main(arguments: list[str] | None = None) -> None:
             run_name=f"{name}-colour",
         )
     )
-    locate(AttributionOptions(**common, sites=("attn.out", "mlp.out", "resid.out"), run_name=f"{name}-colour-screen"))
+    for method in ("attribution", "integrated"):
+        for places, sites, tokens in (
+            ("layers", ("attn.out", "mlp.out", "resid.out"), ("cls",)),
+            ("tokens", ("resid.out",), ("each",)),
+        ):
+            run_name = f"{name}-colour-{method}-{places}"
+            heads = places == "layers"
+            locate(
+                AttributionOptions(**common, method=method, sites=sites, tokens=tokens, heads=heads, run_name=run_name)
+            )
 
 
 if __name__ == "__main__":

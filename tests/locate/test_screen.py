@@ -308,6 +308,16 @@ def test_more_is_asked_for_than_there_is(tiny_model: Callable[..., Model], tmp_p
     assert torch.equal(again.audit.restored["kl"], found.audit.restored["kl"])
 
 
+def test_the_audit_is_spread_over_all_samples(tiny_model: Callable[..., Model]) -> None:
+    model = tiny_model("gpt2")
+    cases, sites = PromptCases(model, PROMPTS, NOISE), layers(model, "resid.out", "last") + heads(model)
+    found = screened(model, cases, sites, verify=1, audit=2, min_gap=0.0)
+    assert found.audit.samples == ("a", "c")
+    mine, theirs = found.screen.values[[0, 2]].mean(0), found.audit.effects().mean()
+    assert found.recall == recall(mine, theirs)
+    assert found.rank_correlation == pytest.approx(rank_correlation(mine, theirs))
+
+
 @pytest.mark.parametrize(
     ("options", "told"),
     [

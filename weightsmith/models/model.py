@@ -31,7 +31,9 @@ class _Reached(Exception):  # noqa: N818  (no error: it ends a pass that has giv
 
 
 def linear_shape(module: nn.Module) -> tuple[int, int]:
-    """(inputs, outputs) of a linear map; GPT-2's Conv1D holds its weight the other way round."""
+    """(inputs, outputs) of a linear map, an adapter's base included; GPT-2's Conv1D holds its weight the other way round."""
+    base = getattr(module, "get_base_layer", None)  # what PEFT puts around a layer
+    module = base() if callable(base) else module
     rows, columns = module.get_parameter("weight").shape
     return (int(columns), int(rows)) if isinstance(module, nn.Linear) else (int(rows), int(columns))
 
@@ -60,7 +62,7 @@ class BoundSite:
         columns = slice(None) if self.columns is None else self.columns
         value = value.to(activation.device, activation.dtype)
         if self.tokens is None and self.columns is None:
-            return value.expand_as(activation)
+            return value.expand_as(activation).contiguous()  # GPT-2's Conv1D takes a view of it
         written = activation.clone()
         if self.tokens is None:
             written[..., columns] = value
@@ -241,7 +243,8 @@ class Model:
         def stop(_: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
             raise _Reached(args[0] if args else kwargs["hidden_states"])
 
-        handle = self.blocks[0].register_forward_pre_hook(stop, with_kwargs=True)
+        # Before any hook of a user's, which `run_from` will run.
+        handle = self.blocks[0].register_forward_pre_hook(stop, with_kwargs=True, prepend=True)
         try:
             self.module(inputs)
         except _Reached as reached:
