@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import Field, dataclass, fields
 from functools import lru_cache
 from typing import Any, ClassVar, Protocol
@@ -41,7 +42,7 @@ class Corruption(Protocol):
         ...
 
 
-class _ImageByImage:
+class _ImageByImage(ABC):
     """A corruption that needs to see one image at a time. Nothing is computed over a batch: its rounding may depend on
     the size of the batch.
     """
@@ -56,9 +57,9 @@ class _ImageByImage:
             out[place] = self._corrupted(image, np.random.default_rng((seed, first + place)))
         return out
 
+    @abstractmethod
     def _corrupted(self, image: Tensor, random: np.random.Generator) -> Tensor:
         """One image (channels, height, width) uint8."""
-        raise NotImplementedError
 
 
 @dataclass(frozen=True)
