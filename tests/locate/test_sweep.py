@@ -20,9 +20,11 @@ from weightsmith.delta import weights_hash
 from weightsmith.errors import WeightsmithError
 from weightsmith.locate.cases import UNDECIDED, Cases, ImageCases, Prompt, PromptCases, select
 from weightsmith.locate.grids import layers, tokens
-from weightsmith.locate.lanes import Batch, HookLanes, SplitLanes
+from weightsmith.locate.hook_lanes import HookLanes
+from weightsmith.locate.lanes import Batch
 from weightsmith.locate.metrics import METRICS, Decision
 from weightsmith.locate.plan import ORDER, groups, targets
+from weightsmith.locate.split_lanes import SplitLanes
 from weightsmith.locate.sweep import Sweep, _begin, _first_changed, sweep
 from weightsmith.models import Model, Split, families, patch, record
 from weightsmith.models.split import Block

@@ -10,21 +10,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from weightsmith.effects import Effects
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import atomic_path, read_tensors
 from weightsmith.locate.cases import UNDECIDED, Cases, PromptCases
-from weightsmith.locate.lanes import Batch, Lanes, lanes_for
+from weightsmith.locate.hook_lanes import HookLanes
+from weightsmith.locate.lanes import Batch, Lanes
 from weightsmith.locate.metrics import FLOORS, METRICS, Decision, check_metric
+from weightsmith.locate.pieces import Piece, Store
 from weightsmith.locate.plan import Target, groups, targets
+from weightsmith.locate.split_lanes import SplitLanes
 from weightsmith.models import Model, Split
 from weightsmith.progress import progress
 from weightsmith.site import Site
 
-_FORMAT = "weightsmith-sweep-1"
 _CPU_LANE_BYTES = 24 * 2**20
 """Working memory of lanes that run together on a CPU: beyond its caches a larger batch is no faster."""
 
@@ -93,7 +93,7 @@ def sweep(
     """Restore the clean activation of each site in the corrupted run of each case (Meng et al., ROME, 2022, §2.1).
 
     Every site is exact: what is saved is only what cannot matter. Sites are grouped by layer and form; a group restarts
-    at its own place from what the corrupted run left, batched under a memory budget (see `lanes.SplitLanes`). Restoring
+    at its own place from what the corrupted run left, batched under a memory budget (see `split_lanes`). Restoring
     what nothing reads gives exactly 0, and restoring the whole residual stream exactly the clean run.
 
     Args:
@@ -117,8 +117,8 @@ def sweep(
     floor = FLOORS[metrics[0]] if min_gap is None else min_gap
     run = _Run(model, cases, tuple(sites), tuple(metrics), floor, tuple(sever), memory)
     run.check()
-    pieces: dict[int, _Piece] = {}
-    store = None if checkpoint is None else _Store(checkpoint, run.fingerprint())
+    pieces: dict[int, Piece] = {}
+    store = None if checkpoint is None else Store(checkpoint, run.fingerprint())
     with progress(title, len(cases.names)) as advance:
         for which in run.chunks():
             piece = store.load(which) if store is not None else None
@@ -133,17 +133,6 @@ def sweep(
 
 _Lane = tuple[Target, int, int]
 """A target, the case in which it is restored, and the corrupted input."""
-
-
-@dataclass(frozen=True, eq=False)
-class _Piece:
-    """What some cases gave: the tensors of a `Sweep` for them, refused ones included, and the work it took."""
-
-    tensors: dict[str, Tensor]
-
-    @property
-    def kept(self) -> Tensor:
-        return self.tensors["kept"].bool()
 
 
 @dataclass(frozen=True, eq=False)
@@ -172,12 +161,13 @@ class _Run:
         for start in range(0, n, size):
             yield list(range(start, min(start + size, n)))
 
-    def piece(self, which: list[int]) -> _Piece:
+    def piece(self, which: list[int]) -> Piece:
         """Measure some cases."""
         clean, corrupted = self.cases.embedded(which)
         n, samples = len(which), corrupted.shape[1]
         # Somebody's hook may carry what changes to any token: then nothing is taken to be idle.
-        first = [_first_changed(clean[row], corrupted[row]) if Split.fits(self.model) else 0 for row in range(n)]
+        fits = Split.fits(self.model)
+        first = [_first_changed(clean[row], corrupted[row]) if fits else 0 for row in range(n)]
         plan = self._targets(which[0])
         every = [target for each in plan for target in each]
         kinds = {write.kind for target in every for write in target.writes if write.clean}
@@ -218,9 +208,9 @@ class _Run:
                 columns.append(values[:, :1].sum(1) + (values - values[:, :1]).mean(1))
                 start += len(each)
             tensors |= {f"restored.{name}": torch.stack(columns, 1), f"ends.{name}": ends[name]}
-        return _Piece(tensors)
+        return Piece(tensors)
 
-    def joined(self, pieces: Sequence[_Piece]) -> Sweep:
+    def joined(self, pieces: Sequence[Piece]) -> Sweep:
         joined = {
             name: torch.cat([piece.tensors[name] for piece in pieces], 1 if name.startswith("ends.") else 0)
             for name in pieces[0].tensors
@@ -345,6 +335,19 @@ class _Run:
         return min(_CPU_LANE_BYTES, max(self._budget(), _SMALLEST))
 
 
+def lanes_for(model: Model, clean: Tensor, corrupted: Tensor, kinds: set[str], held: set[str]) -> Lanes:
+    """The fastest exact way to run lanes on this model.
+
+    Args:
+        clean: (cases, tokens, width) what enters the first block in the clean runs.
+        corrupted: (inputs, tokens, width) the same of the corrupted ones.
+        kinds: of the writes that restore; held: of those that hold corrupted values.
+    """
+    if Split.fits(model):
+        return SplitLanes(model, clean, corrupted, kinds, held)
+    return HookLanes(model, clean, corrupted, kinds, held)
+
+
 def decided(cases: Cases, which: Sequence[int], clean: Tensor, corrupted: Tensor) -> Decision:
     """The decisions of some cases; those that the cases leave open are the runs': the clean run's class against the
     corrupted run's strongest other one.
@@ -397,37 +400,3 @@ def _first_changed(clean: Tensor, corrupted: Tensor) -> int:
         return 0
     changed = (corrupted != clean).any(-1).any(0)
     return int(changed.float().argmax()) if bool(changed.any()) else len(changed)
-
-
-@dataclass(frozen=True)
-class _Store:
-    """Finished pieces of a sweep on disk."""
-
-    folder: Path
-    fingerprint: str
-
-    def path(self, which: Sequence[int]) -> Path:
-        return self.folder / f"cases-{which[0]:06d}-{which[-1] + 1:06d}.safetensors"
-
-    def load(self, which: Sequence[int]) -> _Piece | None:
-        """A finished piece, None where there is none.
-
-        Raises:
-            WeightsmithError: it belongs to another sweep.
-        """
-        path = self.path(which)
-        if not path.exists():
-            return None
-        header, tensors = read_tensors(path, _FORMAT)
-        if header["fingerprint"] != self.fingerprint:
-            raise WeightsmithError(
-                f"{self.folder} holds cases of another sweep (other model, data, sites or options): give another folder, or "
-                "remove it"
-            )
-        return _Piece(tensors)
-
-    def save(self, which: Sequence[int], piece: _Piece) -> None:
-        header = {"format": _FORMAT, "fingerprint": self.fingerprint}
-        tensors = {name: tensor.contiguous() for name, tensor in piece.tensors.items()}
-        with atomic_path(self.path(which)) as temporary:
-            save_file(tensors, temporary, metadata={"weightsmith": json.dumps(header)})
