@@ -19,8 +19,10 @@ _HOMES = {
     "HeldOutError": "weightsmith.errors",
     "LowRank": "weightsmith.delta",
     "Model": "weightsmith.models",
-    "Request": "weightsmith.request",
+    "ImageRequest": "weightsmith.request",
+    "Probe": "weightsmith.request",
     "Site": "weightsmith.site",
+    "TextRequest": "weightsmith.request",
     "WeightsmithError": "weightsmith.errors",
     "load": "weightsmith.models",
     "misclassified": "weightsmith.measure",
@@ -30,7 +32,19 @@ _HOMES = {
 }
 _ROOMS = {"data", "edit", "evaluate", "locate", "measure", "models", "report"}
 
-__all__ = ["Delta", "Dense", "Effects", "HeldOutError", "LowRank", "Model", "Request", "Site", "WeightsmithError"]
+__all__ = [
+    "Delta",
+    "Dense",
+    "Effects",
+    "HeldOutError",
+    "ImageRequest",
+    "LowRank",
+    "Model",
+    "Probe",
+    "Site",
+    "TextRequest",
+]
+__all__ += ["WeightsmithError"]
 __all__ += ["data", "edit", "evaluate", "load", "locate", "measure", "misclassified", "models", "patch", "predict"]
 __all__ += ["record", "report", "views"]
 

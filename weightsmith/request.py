@@ -1,4 +1,4 @@
-"""`Request`: one correction that somebody wants."""
+"""`ImageRequest` and `TextRequest`: one correction that somebody wants."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _FORMAT = "weightsmith-requests-1"
 
 
 @dataclass(frozen=True, eq=False)
-class Request:
+class ImageRequest:
     """One correction of an image classifier: an image and the class that the model should give it.
 
     Attributes:
@@ -45,7 +45,61 @@ class Request:
             raise WeightsmithError(f"the target class of request {self.name} is {self.target}: classes count from 0")
 
 
-def save_requests(path: Path | str, requests: Sequence[Request]) -> None:
+@dataclass(frozen=True)
+class Probe:
+    """A prompt and the answer that belongs to it.
+
+    Attributes:
+        prompt: a text that the model is to go on from; answer: how it should, without the space before it.
+    """
+
+    prompt: str
+    answer: str
+
+
+@dataclass(frozen=True)
+class TextRequest:
+    """One correction of a language model: a prompt about a subject, and how the model should go on.
+
+    Attributes:
+        name: identifies the request in its file and in every table.
+        prompt: the text to go on from, in which the subject stands.
+        subject: its words as they stand in the prompt.
+        target: the wanted answer, without the space before it.
+        truth: the answer that it replaces, "" when unknown.
+        paraphrases: other prompts that ask for the same.
+        neighbours: prompts about other subjects with the answers that they should keep.
+        source: fingerprint of the file or table that it comes from, "" when unknown.
+
+    Raises:
+        WeightsmithError: an empty prompt or target, or a subject that is not in the prompt.
+    """
+
+    name: str
+    prompt: str
+    subject: str
+    target: str
+    truth: str = ""
+    paraphrases: tuple[str, ...] = ()
+    neighbours: tuple[Probe, ...] = ()
+    source: str = ""
+
+    def __post_init__(self) -> None:
+        if not self.target.strip():
+            raise WeightsmithError(
+                f"the target of request {self.name} is empty: give the answer that the model should give"
+            )
+        if not self.subject or self.subject not in self.prompt:
+            raise WeightsmithError(
+                f"the subject {self.subject!r} of request {self.name} is not in its prompt {self.prompt!r}: "
+                "give a prompt that names it"
+            )
+
+
+Request = ImageRequest | TextRequest
+
+
+def save_requests(path: Path | str, requests: Sequence[ImageRequest]) -> None:
     """Write requests to one safetensors file, atomically."""
     header = {
         "format": _FORMAT,
@@ -61,19 +115,19 @@ def save_requests(path: Path | str, requests: Sequence[Request]) -> None:
         save_file(tensors, temporary, metadata={"weightsmith": json.dumps(header)})
 
 
-def load_requests(path: Path | str) -> list[Request]:
+def load_requests(path: Path | str) -> list[ImageRequest]:
     """Read what `save_requests` wrote. Raises `WeightsmithError` for a missing or damaged file or another format."""
     header, tensors = read_tensors(path, _FORMAT)
     numbers = zip(tensors["targets"].tolist(), tensors["predicted"].tolist(), strict=True)
     return [
-        Request(name, image, target, predicted, source)
+        ImageRequest(name, image, target, predicted, source)
         for name, source, image, (target, predicted) in zip(
             header["names"], header["sources"], tensors["images"], numbers, strict=True
         )
     ]
 
 
-def stack_images(requests: Sequence[Request]) -> Tensor:
+def stack_images(requests: Sequence[ImageRequest]) -> Tensor:
     """(n, channels, height, width) uint8: the images of all requests.
 
     Raises:
@@ -86,6 +140,6 @@ def stack_images(requests: Sequence[Request]) -> Tensor:
     return torch.stack([request.image for request in requests])
 
 
-def targets(requests: Sequence[Request]) -> Tensor:
+def targets(requests: Sequence[ImageRequest]) -> Tensor:
     """(n,) int64: the wanted classes."""
     return torch.tensor([request.target for request in requests], dtype=torch.int64)

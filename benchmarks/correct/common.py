@@ -46,7 +46,7 @@ def trained(preset: str, split: Split, seed: int, work: Path) -> tuple[ws.Model,
 
 def edit_rows(
     model: ws.Model,
-    requests: Sequence[ws.Request],
+    requests: Sequence[ws.ImageRequest],
     preserve: ws.data.ImageSet,
     held_out: ws.data.ImageSet,
     views: str,

@@ -17,7 +17,7 @@ from weightsmith.edit.values import TargetOptions, margins, target_values
 from weightsmith.errors import HeldOutError, WeightsmithError
 from weightsmith.measure import misclassified, predict
 from weightsmith.models import Model, record
-from weightsmith.request import Request, stack_images, targets
+from weightsmith.request import ImageRequest, stack_images, targets
 from weightsmith.site import Site
 
 
@@ -26,17 +26,17 @@ def images(random_set: Callable[..., ImageSet]) -> ImageSet:
     return random_set(80)
 
 
-def requests_for(model: Model, images: ImageSet, count: int) -> list[Request]:
+def requests_for(model: Model, images: ImageSet, count: int) -> list[ImageRequest]:
     return misclassified(model, images, limit=count)
 
 
-def reached(model: Model, delta: Delta, requests: list[Request]) -> torch.Tensor:
+def reached(model: Model, delta: Delta, requests: list[ImageRequest]) -> torch.Tensor:
     with torch.no_grad(), delta.on(model):
         logits = model.logits(model.preprocess(stack_images(requests)))
     return margins(logits, targets(requests))
 
 
-def reachable(model: Model, requests: list[Request]) -> list[Request]:
+def reachable(model: Model, requests: list[ImageRequest]) -> list[ImageRequest]:
     """Those whose class some value of the last map can give: behind a random ReLU that is not certain."""
     site = Site("resid.out" if "resid.mid" in model.family.sites else "mlp.value", model.n_layers - 1)
     with torch.no_grad():

@@ -15,7 +15,7 @@ from weightsmith.effects import Effects
 from weightsmith.errors import WeightsmithError
 from weightsmith.locate.trace import causal_trace
 from weightsmith.models import Model, Split, families, patch, record
-from weightsmith.request import Request
+from weightsmith.request import ImageRequest
 from weightsmith.site import Site
 
 NOISE = EmbeddingNoise(scale=2.0, samples=3, seed=5)
@@ -31,16 +31,18 @@ def traced(request: pytest.FixtureRequest, tiny_model: Callable[..., Model]) -> 
 
 
 @pytest.fixture
-def requests(random_pixels: Callable[..., Tensor]) -> list[Request]:
+def requests(random_pixels: Callable[..., Tensor]) -> list[ImageRequest]:
     pixels = random_pixels(3, seed=1)
-    return [Request(f"val/{i}", pixels[i], target=i, predicted=3 - i) for i in range(3)]
+    return [ImageRequest(f"val/{i}", pixels[i], target=i, predicted=3 - i) for i in range(3)]
 
 
 @torch.no_grad()
-def reference(model: Model, requests: list[Request], kind: str, tokens: str | None, target: str, metric: str) -> Tensor:
+def reference(
+    model: Model, requests: list[ImageRequest], kind: str, tokens: str | None, target: str, metric: str
+) -> Tensor:
     """(requests, layers): every site by its own full pass from the pixels, one noise sample at a time."""
 
-    def score(logits: Tensor, one: Request) -> float:
+    def score(logits: Tensor, one: ImageRequest) -> float:
         first, second = (one.predicted, one.target) if target == "predicted" else (one.target, one.predicted)
         if metric == "probability":
             return float(logits.softmax(-1)[0, first])
@@ -68,7 +70,7 @@ def reference(model: Model, requests: list[Request], kind: str, tokens: str | No
 @pytest.mark.parametrize("tokens", ["cls", None, "patches"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_effect_is_that_of_a_full_pass_for_each_site(
-    traced: Model, requests: list[Request], kind: str, tokens: str | None
+    traced: Model, requests: list[ImageRequest], kind: str, tokens: str | None
 ) -> None:
     effects = causal_trace(traced, requests, NOISE, kind=kind, tokens=tokens)
     wanted = reference(traced, requests, kind, tokens, "predicted", "probability")
@@ -80,7 +82,7 @@ def test_the_effect_is_that_of_a_full_pass_for_each_site(
 
 @pytest.mark.parametrize("target", ["predicted", "label"])
 @pytest.mark.parametrize("metric", ["probability", "logit_difference"])
-def test_every_target_and_metric(traced: Model, requests: list[Request], target: str, metric: str) -> None:
+def test_every_target_and_metric(traced: Model, requests: list[ImageRequest], target: str, metric: str) -> None:
     effects = causal_trace(traced, requests, NOISE, target=target, metric=metric)
     wanted = reference(traced, requests, "resid.out", "cls", target, metric)
     torch.testing.assert_close(effects.values, wanted, rtol=0, atol=1e-5 if metric == "logit_difference" else 1e-6)
@@ -90,7 +92,7 @@ def test_every_target_and_metric(traced: Model, requests: list[Request], target:
 
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_stated_cost_is_what_runs_and_less_than_the_naive(
-    traced: Model, requests: list[Request], kind: str
+    traced: Model, requests: list[ImageRequest], kind: str
 ) -> None:
     block = Split.of(traced, torch.zeros(1, traced.n_tokens, 16)).blocks[0]
     tokens = traced.n_tokens
@@ -108,7 +110,7 @@ def test_the_stated_cost_is_what_runs_and_less_than_the_naive(
     assert info["block_forwards"] < n * (layers + NOISE.samples * (layers + again)) < info["naive_block_forwards"]
 
 
-def test_two_calls_are_equal_and_another_seed_is_not(traced: Model, requests: list[Request]) -> None:
+def test_two_calls_are_equal_and_another_seed_is_not(traced: Model, requests: list[ImageRequest]) -> None:
     one, two = (causal_trace(traced, requests, NOISE) for _ in range(2))
     assert torch.equal(one.values, two.values)
     assert one.info == two.info
@@ -116,7 +118,7 @@ def test_two_calls_are_equal_and_another_seed_is_not(traced: Model, requests: li
     assert not torch.equal(one.values, other.values)
 
 
-def test_all_sites_see_the_same_noise(traced: Model, requests: list[Request]) -> None:
+def test_all_sites_see_the_same_noise(traced: Model, requests: list[ImageRequest]) -> None:
     """Restoring the whole last block brings back what all the noise took, in every sweep alike."""
     for kind in ("resid.out", "mlp.out"):
         effects = causal_trace(traced, requests, NOISE, kind=kind, tokens=None)
@@ -127,14 +129,14 @@ def test_all_sites_see_the_same_noise(traced: Model, requests: list[Request]) ->
             torch.testing.assert_close(whole.values[:, layer], lost.double(), rtol=0, atol=1e-6)
 
 
-def test_what_nothing_reads_has_no_effect(traced: Model, requests: list[Request]) -> None:
+def test_what_nothing_reads_has_no_effect(traced: Model, requests: list[ImageRequest]) -> None:
     """Behind the last block only CLS is read."""
     effects = causal_trace(traced, requests, NOISE, tokens="patches")
     assert (effects.values[:, -1] == 0).all()
     assert (effects.values[:, 0] != 0).any()
 
 
-def test_the_effects_can_be_saved(traced: Model, requests: list[Request], tmp_path: object) -> None:
+def test_the_effects_can_be_saved(traced: Model, requests: list[ImageRequest], tmp_path: object) -> None:
     effects = causal_trace(traced, requests, NOISE)
     effects.save(f"{tmp_path}/effects.safetensors")
     assert Effects.load(f"{tmp_path}/effects.safetensors").info == effects.info
@@ -142,21 +144,21 @@ def test_the_effects_can_be_saved(traced: Model, requests: list[Request], tmp_pa
 
 
 def test_the_model_is_left_alone(
-    traced: Model, requests: list[Request], hook_count: Callable[[nn.Module], int]
+    traced: Model, requests: list[ImageRequest], hook_count: Callable[[nn.Module], int]
 ) -> None:
     weights, hooks = weights_hash(traced), hook_count(traced.module)
     for kind in KINDS:
         causal_trace(traced, requests, NOISE, kind=kind)
-    wrong = [Request("val/9", requests[0].image, target=0, predicted=99)]
+    wrong = [ImageRequest("val/9", requests[0].image, target=0, predicted=99)]
     with pytest.raises(Exception):  # noqa: B017  (whatever it is, nothing may be left)
         causal_trace(traced, wrong, NOISE)
     assert hook_count(traced.module) == hooks
     assert weights_hash(traced) == weights
 
 
-def test_a_class_that_the_model_has_not_is_told(traced: Model, requests: list[Request]) -> None:
+def test_a_class_that_the_model_has_not_is_told(traced: Model, requests: list[ImageRequest]) -> None:
     with pytest.raises(WeightsmithError, match="val/9"):
-        causal_trace(traced, [Request("val/9", requests[0].image, target=0, predicted=99)], NOISE)
+        causal_trace(traced, [ImageRequest("val/9", requests[0].image, target=0, predicted=99)], NOISE)
 
 
 @pytest.mark.parametrize(
@@ -171,7 +173,7 @@ def test_a_class_that_the_model_has_not_is_told(traced: Model, requests: list[Re
     ],
 )
 def test_unknown_names_are_told(
-    tiny_model: Callable[..., Model], requests: list[Request], options: dict[str, str], told: str
+    tiny_model: Callable[..., Model], requests: list[ImageRequest], options: dict[str, str], told: str
 ) -> None:
     with pytest.raises(WeightsmithError, match=told):
         causal_trace(tiny_model("vit"), requests, NOISE, **options)
@@ -183,7 +185,7 @@ def test_nothing_to_trace_is_told(tiny_model: Callable[..., Model]) -> None:
 
 
 @pytest.mark.parametrize("family_name", [name for name, family in families().items() if not family.has_tokens])
-def test_a_network_without_patches_cannot_be_traced(model: Model, requests: list[Request]) -> None:
+def test_a_network_without_patches_cannot_be_traced(model: Model, requests: list[ImageRequest]) -> None:
     with pytest.raises(WeightsmithError, match="no patch tokens"):
         causal_trace(model, requests, NOISE)
 

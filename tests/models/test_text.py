@@ -222,3 +222,17 @@ def test_a_damaged_tokenizer_is_told(tmp_path: Path) -> None:
     with pytest.raises(WeightsmithError, match=r"the tokenizer in .*one cannot be loaded") as told:
         load(folder)
     assert "\n" not in str(told.value)
+
+
+@pytest.mark.parametrize("answer", ["Paris", " Paris", "'s capital", "Paris in France"])
+def test_an_answer_is_tokenized_where_it_stands(tokenize: Tokenize, answer: str) -> None:
+    prompt = "The Space Needle is in"
+    ids, count = tokenize.continued(prompt, answer)
+    assert 0 < count < len(ids)
+    assert ids[:-count] == tokenize(prompt)[: len(ids) - count]
+    assert tokenize.tokenizer.decode(list(ids[-count:])).strip() == answer.strip()
+
+
+def test_an_empty_answer_is_refused(tokenize: Tokenize) -> None:
+    with pytest.raises(WeightsmithError, match="answer"):
+        tokenize.continued("The Space Needle is in", "  ")

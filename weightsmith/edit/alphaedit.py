@@ -15,7 +15,7 @@ from weightsmith.edit.spread import Place, Ridge, check_places, edit_batch
 from weightsmith.edit.values import TargetOptions
 from weightsmith.measure import key_moment
 from weightsmith.models import Model
-from weightsmith.request import Request
+from weightsmith.request import ImageRequest
 
 DEFAULT_FRACTION = 0.9
 """Share of the dimensions that the null space takes where nobody says."""
@@ -68,7 +68,7 @@ class AlphaEdit:
     rounds: int = 10
 
     def solve(
-        self, model: Model, requests: Sequence[Request], preserve: ImageSet, cache_dir: Path | None = None
+        self, model: Model, requests: Sequence[ImageRequest], preserve: ImageSet, cache_dir: Path | None = None
     ) -> Delta:
         """One batch of edits as a low-rank delta; `info` has a row a request and a row a solve.
 

@@ -15,7 +15,7 @@ from weightsmith.edit.registry import editor
 from weightsmith.edit.spread import finished
 from weightsmith.edit.values import margins
 from weightsmith.models import Model
-from weightsmith.request import Request, stack_images, targets
+from weightsmith.request import ImageRequest, stack_images, targets
 
 
 @editor("finetune")
@@ -35,7 +35,7 @@ class FineTune:
     def solve(
         self,
         model: Model,
-        requests: Sequence[Request],
+        requests: Sequence[ImageRequest],
         preserve: ImageSet,  # noqa: ARG002  (plain fine-tuning preserves nothing: that is its point here)
         cache_dir: Path | None = None,  # noqa: ARG002
     ) -> Delta:

@@ -20,7 +20,7 @@ from weightsmith.edit.values import TargetOptions, margins
 from weightsmith.errors import WeightsmithError
 from weightsmith.measure import key_moment
 from weightsmith.models import Model, record
-from weightsmith.request import Request, stack_images, targets
+from weightsmith.request import ImageRequest, stack_images, targets
 from weightsmith.site import Site
 
 _KEY = "classifier.key"
@@ -58,7 +58,7 @@ class HeadEdit:
     rounds: int = 10
 
     def solve(
-        self, model: Model, requests: Sequence[Request], preserve: ImageSet, cache_dir: Path | None = None
+        self, model: Model, requests: Sequence[ImageRequest], preserve: ImageSet, cache_dir: Path | None = None
     ) -> Delta:
         """One batch of edits as a delta on the classifier; `info` has a row a request.
 
@@ -78,7 +78,7 @@ class HeadEdit:
         info = {"method": "head", "options": asdict(self), "layers": []}
         return Delta(delta.changes, delta.base, info | delta.info)
 
-    def _descend(self, model: Model, requests: Sequence[Request], preserved: ImageSet) -> Delta:
+    def _descend(self, model: Model, requests: Sequence[ImageRequest], preserved: ImageSet) -> Delta:
         name, _, has_bias = model.linear("classifier.value")
         names = [name, name.removesuffix("weight") + "bias"] if has_bias else [name]
         start = [model.module.get_parameter(n).detach() for n in names]

@@ -10,14 +10,14 @@ from weightsmith.data.images import ImageSet
 from weightsmith.delta import Delta
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.models import Model
-from weightsmith.request import Request
+from weightsmith.request import ImageRequest
 
 
 class Editor(Protocol):
     """Turns requests into a change of weights. It never changes the model it is given."""
 
     def solve(
-        self, model: Model, requests: Sequence[Request], preserve: ImageSet, cache_dir: Path | None = None
+        self, model: Model, requests: Sequence[ImageRequest], preserve: ImageSet, cache_dir: Path | None = None
     ) -> Delta:
         """A delta for this model's weights that answers the requests.
 

@@ -18,7 +18,7 @@ from weightsmith.edit.solver import Metric, solve
 from weightsmith.edit.values import TargetOptions, logits_to_reach, margins, target_values
 from weightsmith.errors import WeightsmithError
 from weightsmith.models import Model, record
-from weightsmith.request import Request, stack_images, targets
+from weightsmith.request import ImageRequest, stack_images, targets
 from weightsmith.site import Site
 
 
@@ -42,7 +42,7 @@ class Place:
 
 def edit_batch(
     model: Model,
-    requests: Sequence[Request],
+    requests: Sequence[ImageRequest],
     places: Sequence[Place],
     ridge: Ridge,
     options: TargetOptions,
@@ -99,7 +99,9 @@ def edit_batch(
     return finished(model, requests, delta.compressed(), residuals, {"solves": solves, "targets": asdict(options)})
 
 
-def finished(model: Model, requests: Sequence[Request], delta: Delta, residuals: Tensor, info: dict[str, Any]) -> Delta:
+def finished(
+    model: Model, requests: Sequence[ImageRequest], delta: Delta, residuals: Tensor, info: dict[str, Any]
+) -> Delta:
     """The delta with one row a request in its info: class before and after, residual and update norms, success."""
     pixels = model.preprocess(stack_images(requests), model.device)
     with delta.on(model, check=False):

@@ -18,7 +18,7 @@ from weightsmith.errors import WeightsmithError
 from weightsmith.evaluate.classification import Classification
 from weightsmith.measure import Interval, Predictions, bootstrap, predict, proportion
 from weightsmith.models import Model
-from weightsmith.request import Request, stack_images, targets
+from weightsmith.request import ImageRequest, stack_images, targets
 
 MEASURES = ("efficacy", "generalisation", "locality", "repaired", "net_accuracy_change", "accuracy")
 """The headline measures, in the order in which they are shown."""
@@ -74,7 +74,7 @@ class EditReport:
 
 def editing(
     model: Model,
-    requests: Sequence[Request],
+    requests: Sequence[ImageRequest],
     held_out: ImageSet,
     delta: Delta | None = None,
     *,
@@ -129,7 +129,7 @@ def editing(
 
 
 @torch.no_grad()
-def _hits(model: Model, pixels: Tensor, requests: Sequence[Request]) -> Tensor:
+def _hits(model: Model, pixels: Tensor, requests: Sequence[ImageRequest]) -> Tensor:
     """(n,) bool: images that get the wanted class."""
     classes = model.logits(model.preprocess(pixels, model.device)).argmax(-1).cpu()
     return classes == targets(requests)

@@ -14,14 +14,14 @@ from weightsmith.locate.grids import layers
 from weightsmith.locate.metrics import METRICS
 from weightsmith.locate.sweep import sweep
 from weightsmith.models import Model
-from weightsmith.request import Request, stack_images, targets
+from weightsmith.request import ImageRequest, stack_images, targets
 
 TARGETS = ("predicted", "label")
 
 
 def causal_trace(
     model: Model,
-    requests: Sequence[Request],
+    requests: Sequence[ImageRequest],
     corruption: EmbeddingNoise | None = None,
     *,
     kind: str = "resid.out",
@@ -63,7 +63,7 @@ def causal_trace(
 
 
 def error_cases(
-    model: Model, requests: Sequence[Request], noise: EmbeddingNoise, target: str = "predicted"
+    model: Model, requests: Sequence[ImageRequest], noise: EmbeddingNoise, target: str = "predicted"
 ) -> ImageCases:
     """Misclassified images with noise on their embeddings; the decision is between the given and the wanted class.
 

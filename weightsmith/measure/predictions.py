@@ -12,7 +12,7 @@ from weightsmith.data.images import ImageSet
 from weightsmith.errors import WeightsmithError
 from weightsmith.models import Model
 from weightsmith.progress import progress
-from weightsmith.request import Request
+from weightsmith.request import ImageRequest
 
 BATCH = 256
 
@@ -78,7 +78,7 @@ def misclassified(
     limit: int | None = None,
     predictions: Predictions | None = None,
     seed: int | None = None,
-) -> list[Request]:
+) -> list[ImageRequest]:
     """One request an image that the model gets wrong, in the order of the set: the wanted class is its label.
 
     Args:
@@ -97,6 +97,6 @@ def misclassified(
         return []
     pixels = images.pixels(wrong)
     return [
-        Request(seen.names[i], pixels[k], int(seen.labels[i]), int(seen.classes[i]), images.source)
+        ImageRequest(seen.names[i], pixels[k], int(seen.labels[i]), int(seen.classes[i]), images.source)
         for k, i in enumerate(wrong)
     ]

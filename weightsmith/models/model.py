@@ -237,6 +237,14 @@ class Model:
         logits: Tensor = self.module(inputs).logits
         return logits[:, -1] if self.family.pool == "last" else logits
 
+    def token_logits(self, ids: Tensor) -> Tensor:
+        """(n, tokens, vocabulary) logits behind every token of token ids (n, tokens), what comes next.
+
+        Attention looks back only, so texts of different length may share a batch when the shorter are padded on the right.
+        """
+        logits: Tensor = self.module(ids).logits
+        return logits
+
     def embed(self, inputs: Tensor) -> Tensor:
         """(n, tokens, width) what enters the first block; the pass ends there."""
 

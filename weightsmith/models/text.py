@@ -40,6 +40,25 @@ class Tokenize:
             raise WeightsmithError(f"no token of {text!r} holds the subject {subject!r}: check the tokenizer")
         return inside[0], inside[-1] + 1
 
+    def continued(self, prompt: str, answer: str) -> tuple[tuple[int, ...], int]:
+        """The token ids of a prompt with its answer, a space between them, and how many of them are the answer's.
+
+        The answer is tokenized where it stands, so that tokenizers that treat a text's first word differently give the
+        tokens that the model would write. An answer that begins with white space or punctuation is joined as it is.
+
+        Raises:
+            WeightsmithError: an empty answer, or one that shares its first token with the prompt.
+        """
+        if not answer.strip():
+            raise WeightsmithError(f"the answer to {prompt!r} is empty: give the text that the model should go on with")
+        joined = answer if answer[0].isspace() or prompt.endswith(" ") or not answer[0].isalnum() else f" {answer}"
+        encoded = self._there()(prompt + joined, return_offsets_mapping=True)
+        ids, offsets = tuple(encoded["input_ids"]), encoded["offset_mapping"]
+        behind = [i for i, (_, high) in enumerate(offsets) if high > len(prompt)]  # what ends a text holds no character
+        if not behind or ids[: behind[0]] != self(prompt)[: behind[0]]:
+            raise WeightsmithError(f"no token of {prompt + joined!r} is the answer's alone: check the tokenizer")
+        return ids[: behind[-1] + 1], behind[-1] + 1 - behind[0]
+
     def words(self, ids: tuple[int, ...]) -> list[str]:
         """Each token as people read it; its number where there is no tokenizer."""
         if self.tokenizer is None:

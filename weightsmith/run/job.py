@@ -21,7 +21,7 @@ from weightsmith.files import atomic_path, cause_of, user_path
 from weightsmith.measure import misclassified
 from weightsmith.models import Model, create, load, presets
 from weightsmith.models.store import PRETRAINED
-from weightsmith.request import Request
+from weightsmith.request import ImageRequest
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.options import BaselineOptions, RunOptions
 from weightsmith.train import TrainOptions, find_device
@@ -104,7 +104,7 @@ class Job:
         _log.info(text)
         self.folder.note(self.stage, text)
 
-    def errors(self, wanted: str, limit: int, fewest: int) -> tuple[list[Request], str]:
+    def errors(self, wanted: str, limit: int, fewest: int) -> tuple[list[ImageRequest], str]:
         """(misclassified images, the part they come from): of the part asked for, or of validation where it has too few."""
         found = misclassified(self.trained, self.part(wanted), limit, seed=self.options.seed)
         if wanted == "train" and len(found) < min(fewest, limit):

@@ -23,7 +23,7 @@ from weightsmith.errors import WeightsmithError
 from weightsmith.files import read_csv, user_path, write_csv, write_json, write_text
 from weightsmith.measure import Predictions, misclassified
 from weightsmith.models import Model, load, registered_by, save
-from weightsmith.request import Request, load_requests, save_requests
+from weightsmith.request import ImageRequest, load_requests, save_requests
 from weightsmith.run.findings import layers_of
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.job import Job, check_split, new_model, save_indices, start_of, train_options
@@ -346,7 +346,7 @@ def _check_not_trained_on(job: Job, checkpoint: str) -> None:
                 )
 
 
-def _need_errors(requests: list[Request], part: str) -> None:
+def _need_errors(requests: list[ImageRequest], part: str) -> None:
     if not requests:
         raise WeightsmithError(
             f"the model makes no errors on {part}, so there is nothing to correct: give other images with --edit-from, "
