@@ -86,28 +86,63 @@ def _gpt2(classes: int) -> nn.Module:
     )
 
 
+def _gptj(classes: int) -> nn.Module:
+    from transformers import GPTJConfig, GPTJForCausalLM
+
+    return GPTJForCausalLM(
+        GPTJConfig(
+            vocab_size=WORDS, n_positions=16, n_embd=16, n_layer=3, n_head=2, rotary_dim=4, n_inner=24,
+            bos_token_id=0, eos_token_id=0,
+        )
+    )  # fmt: skip
+
+
+def _grouped_entries() -> dict[str, Any]:
+    """Of networks of Llama's layout: four heads share two of keys and values."""
+    return {
+        "vocab_size": WORDS,
+        "max_position_embeddings": 16,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "bos_token_id": 0,
+        "eos_token_id": 0,
+    }
+
+
 def _llama(classes: int) -> nn.Module:
     from transformers import LlamaConfig, LlamaForCausalLM
 
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=WORDS,
-            max_position_embeddings=16,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=3,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            attention_bias=True,
-            bos_token_id=0,
-            eos_token_id=0,
-        )
-    )
+    return LlamaForCausalLM(LlamaConfig(**_grouped_entries(), attention_bias=True))
+
+
+def _mistral(classes: int) -> nn.Module:
+    from transformers import MistralConfig, MistralForCausalLM
+
+    return MistralForCausalLM(MistralConfig(**_grouped_entries(), sliding_window=6))
+
+
+def _qwen2(classes: int) -> nn.Module:
+    """Its first block sees everything, the others a window of six tokens."""
+    from transformers import Qwen2Config, Qwen2ForCausalLM
+
+    windows = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
+    return Qwen2ForCausalLM(Qwen2Config(**_grouped_entries(), **windows))
+
+
+def _qwen3(classes: int) -> nn.Module:
+    """Its heads together are wider than its stream, as in the smaller ones of the family."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    return Qwen3ForCausalLM(Qwen3Config(**_grouped_entries(), head_dim=6))
 
 
 WORDS = 29
 BUILDERS: dict[str, Callable[[int], nn.Module]] = {
-    "vit": _vit, "deit": _deit, "mlp": _mlp, "gpt2": _gpt2, "llama": _llama,
+    "vit": _vit, "deit": _deit, "mlp": _mlp, "gpt2": _gpt2, "gptj": _gptj, "llama": _llama, "mistral": _mistral,
+    "qwen2": _qwen2, "qwen3": _qwen3,
 }  # fmt: skip
 """One builder a family: a network of 2 to 4 layers for 8x8 colour images, or for texts of up to 16 of 29 tokens."""
 
@@ -121,12 +156,13 @@ def build_tiny_model(family_name: str, seed: int = 0, classes: int = 4) -> Model
     with torch.random.fork_rng():
         torch.manual_seed(seed)
         module = BUILDERS[family_name](classes)
+        norms = {f"{path}.weight" for path, part in module.named_modules() if "Norm" in type(part).__name__}
         with torch.no_grad():  # the usual initialisation leaves biases at zero and hides slips with them
             for name, parameter in module.named_parameters():
                 noise = torch.randn_like(parameter)
                 if parameter.ndim == 2:
                     parameter.copy_(1.5 * noise / parameter.shape[1] ** 0.5)
-                elif "norm" in name and name.endswith("weight"):
+                elif name in norms:
                     parameter.copy_(1 + 0.2 * noise)
                 else:
                     parameter.copy_(0.3 * noise)

@@ -1,4 +1,4 @@
-"""The command line: `weightsmith run`, `baseline`, `locate`, `download`.
+"""The command line: `weightsmith run`, `baseline`, `locate`, `edit`, `compare`, `facts`, `download`.
 
 Only the options are imported before a command is known, so that help answers at once.
 """
@@ -26,7 +26,10 @@ from weightsmith.progress import CONSOLE
 from weightsmith.run.options import (
     AttributionOptions,
     BaselineOptions,
+    CompareOptions,
     DownloadOptions,
+    EditOptions,
+    FactsOptions,
     LocateOptions,
     PatchAttributionOptions,
     PatchOptions,
@@ -35,13 +38,22 @@ from weightsmith.run.options import (
     read_yaml,
 )
 
-_COMMANDS: dict[str, type[Any]] = {"run": RunOptions, "baseline": BaselineOptions, "download": DownloadOptions}
+_COMMANDS: dict[str, type[Any]] = {
+    "run": RunOptions,
+    "baseline": BaselineOptions,
+    "edit": EditOptions,
+    "compare": CompareOptions,
+    "facts": FactsOptions,
+    "download": DownloadOptions,
+}
 _LOCATE: dict[str, type[LocateOptions]] = {
     "trace": TraceOptions,
     "patch": PatchOptions,
     "attribution": AttributionOptions,
     "astra": PatchAttributionOptions,
 }
+_GONE_ON_WITH = (RunOptions, LocateOptions, EditOptions, CompareOptions, FactsOptions)
+"""Commands that take the options of an existing run for their defaults when they go on with it."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
 
@@ -86,7 +98,7 @@ def _parse(given: list[str]) -> Any:
         _union(members),
         args=given,
         prog="weightsmith",
-        description="Correct a trained classifier without retraining it, and prove what changed.",
+        description="Correct a trained model without retraining it, and prove what changed.",
     )
 
 
@@ -110,7 +122,7 @@ def _defaults(kind: type[Any], flags: list[str]) -> Any:
         return base
     values = {name: _flag(flags, name) for name in ("run-name", "runs-dir", "stage", "config")}
     goes_on = values["stage"] not in (None, "full") or "--resume" in flags
-    if issubclass(kind, RunOptions | LocateOptions) and values["run-name"] and goes_on:
+    if issubclass(kind, _GONE_ON_WITH) and values["run-name"] and goes_on:
         stored = user_path(values["runs-dir"] or base.runs_dir) / values["run-name"] / "config.yaml"
         if stored.is_file():
             base = _as_asked(stored, base)
@@ -125,7 +137,7 @@ def _as_asked(stored: Path, base: Any) -> Any:
     if isinstance(base, RunOptions):
         again["stage"] = "full"
     elif not _fits(stored, base):
-        return base  # it is of another way to locate, which `locate` tells
+        return base  # it is of another command, which is told later
     return replace(read_yaml(stored, base), **again)
 
 
@@ -157,6 +169,12 @@ def _run(options: Any) -> None:
         from weightsmith.run.baseline import baseline as command
     elif isinstance(options, LocateOptions):
         from weightsmith.run.locate import locate as command
+    elif isinstance(options, EditOptions):
+        from weightsmith.run.edit import edit as command
+    elif isinstance(options, CompareOptions):
+        from weightsmith.run.compare import compare as command
+    elif isinstance(options, FactsOptions):
+        from weightsmith.run.fact_run import facts as command
     else:
         from weightsmith.data.download import download
 

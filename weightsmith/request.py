@@ -99,6 +99,36 @@ class TextRequest:
 Request = ImageRequest | TextRequest
 
 
+def duplicates_of(requests: Sequence[Request]) -> tuple[list[tuple[int, int]], list[tuple[int, int]]]:
+    """Requests that ask for the same, and requests that contradict each other, as pairs of positions (earlier, later).
+
+    Both have equal prompts, letter for letter save for spaces at the ends, or equal images; equal targets make a
+    repetition, different ones a contradiction. No request is the later one of two pairs.
+
+    Returns:
+        (repetitions, contradictions).
+    """
+    first: dict[object, int] = {}
+    first_with: dict[tuple[object, object], int] = {}
+    equal: list[tuple[int, int]] = []
+    contradicting: list[tuple[int, int]] = []
+    for position, request in enumerate(requests):
+        asked, target = _question(request)
+        if (asked, target) in first_with:
+            equal.append((first_with[asked, target], position))
+        elif asked in first:
+            contradicting.append((first[asked], position))
+        first.setdefault(asked, position)
+        first_with.setdefault((asked, target), position)
+    return equal, contradicting
+
+
+def _question(request: Request) -> tuple[object, object]:
+    if isinstance(request, TextRequest):
+        return request.prompt.strip(), request.target.strip()
+    return (tuple(request.image.shape), request.image.numpy().tobytes()), request.target
+
+
 def save_requests(path: Path | str, requests: Sequence[ImageRequest]) -> None:
     """Write requests to one safetensors file, atomically."""
     header = {

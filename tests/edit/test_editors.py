@@ -12,8 +12,10 @@ import torch
 from weightsmith.data.images import ImageSet
 from weightsmith.delta import Delta, LowRank, weights_hash
 from weightsmith.edit import AlphaEdit, FineTune, HeadEdit, default_layers, make_editor
+from weightsmith.edit.corrections import Goal
+from weightsmith.edit.image_corrections import ImageCorrections
 from weightsmith.edit.preserved import right_ones
-from weightsmith.edit.values import TargetOptions, margins, target_values
+from weightsmith.edit.targets import TargetOptions, margins
 from weightsmith.errors import HeldOutError, WeightsmithError
 from weightsmith.measure import misclassified, predict
 from weightsmith.models import Model, record
@@ -38,10 +40,8 @@ def reached(model: Model, delta: Delta, requests: list[ImageRequest]) -> torch.T
 
 def reachable(model: Model, requests: list[ImageRequest]) -> list[ImageRequest]:
     """Those whose class some value of the last map can give: behind a random ReLU that is not certain."""
-    site = Site("resid.out" if "resid.mid" in model.family.sites else "mlp.value", model.n_layers - 1)
-    with torch.no_grad():
-        hidden = record(model, model.preprocess(stack_images(requests)), [site])[site]
-    met = target_values(model, hidden, site, targets(requests), TargetOptions()).reached.tolist()
+    goal = Goal("resid.out" if model.family.residual else "mlp.value", model.n_layers - 1)
+    met = ImageCorrections(requests).wanted(model, goal, TargetOptions()).reached.tolist()
     return [request for request, fine in zip(requests, met, strict=True) if fine]
 
 
@@ -68,7 +68,7 @@ def test_edits_are_reached_and_the_model_is_untouched(
     assert bool((reached(model, delta, requests) > 0).all())
     rows = delta.info["requests"]
     assert [row["sample"] for row in rows] == [request.name for request in requests]
-    assert all(row["success"] and row["class_after"] == row["target"] for row in rows)
+    assert all(row["success"] and row["after"] == row["target"] for row in rows)
     assert all(row["update_norm"] == pytest.approx(delta.norm()) for row in rows)
 
 
@@ -103,8 +103,8 @@ def test_the_published_solve_is_a_special_case(
     with torch.no_grad():
         seen = record(model, pixels, [key, value, Site("resid.out", layer)])
         k0 = record(model, model.preprocess(preserved.pixels()), [key])[key][:, 0].double()
-    options = TargetOptions(margin=editor.margin, steps=editor.steps, lr=editor.lr)
-    goal = target_values(model, seen[Site("resid.out", layer)], Site("resid.out", layer), targets(requests), options)
+    options = TargetOptions(margin=0.1, steps=100, lr=0.05)
+    goal = ImageCorrections(requests).wanted(model, Goal("resid.out", layer), options)
     k = seen[key][:, 0].double().T
     r = (goal.values - seen[value][:, 0]).double().T
     values, vectors = torch.linalg.eigh(k0.T @ k0 / len(k0))
@@ -112,7 +112,7 @@ def test_the_published_solve_is_a_special_case(
     p = free @ free.T
     expected = r @ k.T @ p @ torch.linalg.inv(k @ k.T @ p + 2.0 * torch.eye(len(k), dtype=k.dtype))
     found = delta.changes[f"vit.layers.{layer}.mlp.fc2.weight"].dense()
-    assert torch.linalg.norm(found - expected) < 1e-6 * torch.linalg.norm(expected)
+    assert torch.linalg.norm(found - expected) < 1e-5 * torch.linalg.norm(expected)  # the values are float32
 
 
 def test_preserved_keys_hardly_move_under_a_null_space_edit(

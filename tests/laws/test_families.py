@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 import torch
@@ -53,11 +54,6 @@ def parts(model: Model, site: Site) -> list[Site]:
 def whole(model: Model) -> list[Site]:
     """Every site that can be written."""
     return [site for site in model.sites() if model.bind(site).writable]
-
-
-def has_stream(family: Family) -> bool:
-    """Whether the family's table knows what a block adds to a residual stream."""
-    return {"resid.in", "resid.out", "attn.out", "mlp.out"} <= set(family.sites)
 
 
 def having(wanted: Callable[[Family], bool]) -> list[str]:
@@ -148,6 +144,15 @@ def test_heads_share_a_site_out_among_themselves(model: Model, inputs: Tensor) -
             assert same_bits(torch.cat([run[head] for head in heads], -1), run[Site(kind, layer)])
 
 
+@pytest.mark.parametrize("family_name", having(lambda family: family.attention is not None))
+def test_heads_are_as_many_as_the_config_says(model: Model) -> None:
+    config: Any = model.module.config
+    grouped = getattr(config, "num_key_value_heads", config.num_attention_heads)
+    wanted = {"q": config.num_attention_heads, "k": grouped, "v": grouped, "z": config.num_attention_heads}
+    for layer in range(model.n_layers):
+        assert {kind: model.n_heads(layer, f"attn.{kind}") for kind in "qkvz"} == wanted
+
+
 @pytest.mark.parametrize("family_name", having(lambda family: not family.has_tokens))
 def test_a_network_without_tokens_counts_none(model: Model) -> None:
     assert model.n_tokens == 0
@@ -171,7 +176,7 @@ def test_token_names_mean_what_the_table_says(model: Model, inputs: Tensor) -> N
     assert patches == round(patches**0.5) ** 2, "special tokens were counted as patches"
 
 
-@pytest.mark.parametrize("family_name", having(has_stream))
+@pytest.mark.parametrize("family_name", having(lambda family: family.residual))
 def test_a_block_adds_attention_and_mlp_to_the_residual_stream(model: Model, inputs: Tensor) -> None:
     for layer in range(model.n_layers):
         kinds = ("resid.in", "attn.out", "mlp.out", "resid.out")
@@ -181,6 +186,25 @@ def test_a_block_adds_attention_and_mlp_to_the_residual_stream(model: Model, inp
         if "resid.mid" in model.family.sites:
             middle = record(model, inputs, [Site("resid.mid", layer)])[Site("resid.mid", layer)]
             torch.testing.assert_close(before + attention, middle, rtol=1e-5, atol=1e-5)
+
+
+def test_a_block_that_adds_nothing_passes_the_stream_on_where_there_is_one(model: Model, inputs: Tensor) -> None:
+    adds = ("attn.out", "mlp.out") if model.family.residual else ("mlp.value",)
+    for layer in range(model.n_layers):
+        entering, leaving = Site("resid.in", layer), Site("resid.out", layer)
+        with patch(model, {Site(kind, layer): torch.zeros(()) for kind in adds}):
+            run = record(model, inputs, [entering, leaving])
+        assert torch.equal(run[entering], run[leaving]) == model.family.residual
+
+
+@pytest.mark.parametrize("family_name", having(lambda family: family.residual))
+def test_the_mlp_reads_what_attention_wrote_unless_they_run_side_by_side(model: Model, inputs: Tensor) -> None:
+    for layer in range(model.n_layers):
+        out = Site("mlp.out", layer)
+        clean = record(model, inputs, [out])[out]
+        with patch(model, {Site("attn.out", layer): torch.zeros(())}):
+            without = record(model, inputs, [out])[out]
+        assert torch.equal(without, clean) == ("resid.mid" not in model.family.sites)
 
 
 def test_blocks_follow_one_another(model: Model, inputs: Tensor) -> None:
@@ -301,7 +325,9 @@ def test_hooks_of_the_user_stay_and_are_called(
 
 
 def test_a_hook_of_the_user_that_changes_the_pass_is_seen(model: Model, inputs: Tensor) -> None:
-    handle = model.blocks[0].register_forward_hook(lambda _m, _a, output: output + 1)
+    handle = model.blocks[0].register_forward_hook(
+        lambda _m, _a, output: (output[0] + 1, *output[1:]) if isinstance(output, tuple) else output + 1
+    )
     try:
         changed = model.logits(inputs)
         run = record(model, inputs, [Site("resid.out", 0), Site("resid.in", 1)])

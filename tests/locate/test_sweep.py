@@ -36,17 +36,7 @@ WRITTEN = ORDER
 TOKEN_FAMILIES = sorted(name for name, family in families().items() if family.has_tokens)
 TEXT_FAMILIES = sorted(name for name, family in families().items() if family.reads == "text")
 IMAGE_FAMILIES = sorted(name for name, family in families().items() if family.reads == "images")
-
-
-@pytest.fixture
-def model(family_name: str, tiny_model: Callable[..., Model]) -> Model:
-    """A fresh tiny model of each family in turn, in which tokens and blocks have something to say to one another."""
-    made: Model = tiny_model(family_name)
-    with torch.no_grad():
-        for name, parameter in made.module.named_parameters():
-            if ".ln_" in name and name.endswith("weight"):  # GPT-2's norms are not called so
-                parameter.add_(1)
-    return made
+PARTED = sorted(name for name, family in families().items() if family.parts is not None)
 
 
 @pytest.fixture(params=["noise", "pixels"])
@@ -282,7 +272,7 @@ def test_what_cannot_be_severed_is_told(model: Model, few: Cases) -> None:
 
 
 @pytest.mark.parametrize("sever", [(), ("attn.out", "mlp.out")], ids=lambda sever: "+".join(sever) or "none")
-@pytest.mark.parametrize("family_name", TOKEN_FAMILIES)
+@pytest.mark.parametrize("family_name", PARTED)
 @torch.no_grad()
 def test_lanes_in_parts_and_lanes_with_hooks_are_the_same(model: Model, few: Cases, sever: tuple[str, ...]) -> None:
     clean, corrupted = few.embedded([0])
@@ -312,7 +302,7 @@ def test_a_hook_that_only_looks_changes_nothing(
 ) -> None:
     sites, calls = some_sites(model), []
     found = sweep(model, few, sites, min_gap=0.0)
-    assert Split.fits(model)
+    assert Split.fits(model) == (model.family.name in PARTED)
     handle = model.blocks[1].register_forward_hook(lambda *_: calls.append(1))
     hooks = hook_count(model.module)
     assert not Split.fits(model)
@@ -326,7 +316,7 @@ def test_a_hook_that_only_looks_changes_nothing(
     for metric in METRICS:
         torch.testing.assert_close(again.restored[metric], found.restored[metric], rtol=0, atol=1e-5)
         torch.testing.assert_close(again.clean[metric], found.clean[metric], rtol=0, atol=1e-5)
-    assert Split.fits(model)
+    assert Split.fits(model) == (model.family.name in PARTED)
 
 
 def steer(*arguments: Any) -> Any:
@@ -382,8 +372,8 @@ def test_a_hook_that_changes_the_pass_is_honoured(model: Model, few: Cases, wher
 def test_eager_attention_gives_the_same(model: Model, few: Cases) -> None:
     sites = some_sites(model)[::2]
     found = sweep(model, few, sites, min_gap=0.0)
-    assert found.info["attention"] == "sdpa"
     module: Any = model.module
+    assert found.info["attention"] == ("sdpa" if module._supports_sdpa else "eager")
     module.set_attn_implementation("eager")
     eager, wanted = sweep(model, few, sites, min_gap=0.0), reference(model, few, sites)
     assert eager.info["attention"] == "eager"
@@ -488,11 +478,12 @@ def test_before_the_subject_nothing_has_an_effect(model: Model) -> None:
     cases = PromptCases(model, (Prompt("a", (3, 8, 6, 6, 11, 4), (2, 4)), Prompt("b", (1, 2, 3, 4, 5), (3, 5))), NOISE)
     before = [site for site in all_sites(model) if site.tokens in ((0,), (1,), (0, 1))]
     found = sweep(model, cases, before, min_gap=0.0)
-    for metric in METRICS:
-        assert (found.effects(metric).values == 0).all()
     severed = sweep(model, cases, before, min_gap=0.0, sever=["mlp.out"])
-    assert (severed.effects().values == 0).all()
-    assert found.info["block_forwards"] == model.n_layers * 2 * (1 + NOISE.samples)
+    measured = [found.effects(metric).values for metric in METRICS] + [severed.effects().values]
+    if model.family.name in PARTED:  # they are not run
+        assert all((values == 0).all() for values in measured)
+        assert found.info["block_forwards"] == model.n_layers * 2 * (1 + NOISE.samples)
+    assert all(values.abs().max() < 2e-6 for values in measured)
 
 
 @pytest.mark.parametrize("family_name", TEXT_FAMILIES)
@@ -504,7 +495,7 @@ def test_tokens_meant_together_are_exact_in_their_mean(model: Model) -> None:
     found = sweep(model, cases, sites, min_gap=0.0)
     for metric in METRICS:
         values = found.effects(metric).values
-        assert values[values == values].eq(0).all()
+        assert values[values == values].abs().max() <= (0 if model.family.name in PARTED else 2e-6)
     assert bool(found.restored["kl"].isnan()[-1, 1])
     assert not found.restored["kl"][:, 0].isnan().any()
 
@@ -819,7 +810,7 @@ def test_the_stated_work_is_what_runs(
 
 
 @pytest.mark.parametrize("kind", ["resid.out", "mlp.out", "attn.k"])
-@pytest.mark.parametrize("family_name", TEXT_FAMILIES)
+@pytest.mark.parametrize("family_name", [name for name in TEXT_FAMILIES if name in PARTED])
 def test_a_later_token_costs_less(model: Model, kind: str) -> None:
     cases = PromptCases(model, (Prompt("a", tuple(range(1, 15)), (0, 2)),), NOISE)
     costs = [sweep(model, cases, [Site(kind, 0, tokens=(k,))]).info["block_forwards"] for k in range(1, 14)]

@@ -1,4 +1,4 @@
-"""Tests here are about images: editing language models is not there yet, and their keys and values are not measured."""
+"""Tests of predictions are about images; those of key statistics run over every family."""
 
 from __future__ import annotations
 

@@ -178,7 +178,7 @@ def test_multiply_adds_by_hand(model: Model, entering: Tensor) -> None:
     assert macs(7, keys=3) == 3 * 16 * (key + value)
     assert macs(7, outputs=2) == 2 * query * 16
     assert macs(7, attended=2) == 2 * 2 * 7 * query
-    assert macs(7, mlps=5) == 5 * (3 if model.family.name == "llama" else 2) * 16 * 24
+    assert macs(7, mlps=5) == 5 * (3 if hasattr(block.mlp, "gate_proj") else 2) * 16 * 24
     assert macs(7, queries=3, keys=3, mlps=1) == macs(7, queries=3) + macs(7, keys=3) + macs(7, mlps=1)
     assert macs(7) == 0
 
@@ -215,6 +215,8 @@ ADAPTED = {
     "deit": ["k_proj", "fc2"],
     "gpt2": ["c_attn", "c_proj", "c_fc"],
     "llama": ["q_proj", "o_proj", "up_proj"],
+    "mistral": ["k_proj", "v_proj", "gate_proj"],
+    "qwen2": ["q_proj", "k_proj", "down_proj"],
 }
 
 

@@ -9,13 +9,16 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
 
 from weightsmith import load
+from weightsmith.delta import weights_hash
 from weightsmith.errors import WeightsmithError
-from weightsmith.models import Model, save
+from weightsmith.models import Model, families, save
 from weightsmith.models.text import Tokenize
 
+TEXT_FAMILIES = sorted(name for name, family in families().items() if family.reads == "text")
 CORPUS = (
     "The Eiffel Tower is in Paris. Paris is in France. The tower of Pisa is in Pisa, and Rome is in Italy. "
     "São Paulo is in Brazil. 東京 is in Japan. The mother tongue of Danielle Darrieux is French. " * 3
@@ -205,6 +208,41 @@ def test_a_model_comes_and_goes_with_its_tokenizer(tmp_path: Path) -> None:
         assert tuple(AutoTokenizer.from_pretrained(tmp_path / "two")(text)["input_ids"]) == ids
         assert torch.equal(plain(inputs).logits[:, -1], model.logits(inputs))
     assert [entry.name for entry in tmp_path.iterdir() if entry.name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("family_name", TEXT_FAMILIES)
+def test_every_language_model_comes_back_bit_for_bit(
+    model: Model, random_inputs: Callable[..., torch.Tensor], tmp_path: Path
+) -> None:
+    from transformers import AutoModelForCausalLM
+
+    save(model, tmp_path / "model")
+    back, inputs = load(tmp_path / "model"), random_inputs(model, 3)
+    assert (back.family, back.n_layers, back.n_tokens) == (model.family, model.n_layers, model.n_tokens)
+    assert weights_hash(back) == weights_hash(model)
+    assert back.fingerprint() == model.fingerprint()
+    with torch.no_grad():
+        assert torch.equal(back.logits(inputs), model.logits(inputs))
+        plain = AutoModelForCausalLM.from_pretrained(tmp_path / "model").eval()
+        assert torch.equal(plain(inputs).logits, model.token_logits(inputs))
+
+
+@pytest.mark.parametrize("family_name", ["gpt2", "gptj"])
+def test_masks_that_old_checkpoints_hold_are_passed_by(model: Model, tmp_path: Path) -> None:
+    folder = tmp_path / "model"
+    save(model, folder)
+    tensors = load_file(folder / "model.safetensors")
+    masks = {
+        f"transformer.h.{layer}.attn.{name}": value
+        for layer in range(model.n_layers)
+        for name, value in {"bias": torch.ones(1, 1, 16, 16).tril().byte(), "masked_bias": torch.tensor(-1e9)}.items()
+    }
+    save_file(tensors | masks, folder / "model.safetensors", metadata={"format": "pt"})
+    assert weights_hash(load(folder)) == weights_hash(model)
+    extra = {"transformer.h.0.attn.out_proj.scale": torch.ones(1)}
+    save_file(tensors | masks | extra, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(WeightsmithError, match=r"hold 1 tensors .*attn\.out_proj\.scale first"):
+        load(folder)
 
 
 def test_a_model_without_a_tokenizer_is_loaded_and_told_when_text_is_given(tmp_path: Path) -> None:

@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+import torch
+import yaml
 
 from weightsmith import cli
+from weightsmith.data.factworld import FactWorld, fact_world
+from weightsmith.models import save
+from weightsmith.models.store import wrap
+from weightsmith.run import fact_run, facts
 
 TINY = {
     "model_type": "vit",
@@ -91,3 +97,102 @@ def run_copy(finished: Path, tmp_path: Path) -> Path:
 def tiny() -> Callable[[Path], list[str]]:
     """Flags of a tiny run in a folder."""
     return lambda folder: tiny_flags(folder, folder / "runs")
+
+
+TINY_FACTS = {
+    "model_type": "gpt2",
+    "n_positions": 96,
+    "n_embd": 32,
+    "n_layer": 3,
+    "n_head": 2,
+    "n_inner": 96,
+    "vocabulary": 420,
+    "training": {"epochs": 2, "batch_size": 16, "lr": 6e-3, "weight_decay": 0.01, "length": 96},
+}
+
+
+def tiny_world(seed: int = 0) -> FactWorld:
+    """A fact world of 30 people and 10 places."""
+    return fact_world(seed, people=30, places=10)
+
+
+@pytest.fixture(scope="session")
+def small_world() -> Callable[..., FactWorld]:
+    """`small_world(seed=0)`: the world that the tests here make."""
+    return tiny_world
+
+
+@pytest.fixture(scope="session")
+def small_facts() -> Iterator[None]:
+    """The fact world and its model are small ones while the tests run: trained in seconds, though they know less."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(facts, "fact_world", tiny_world)
+        patched.setattr(fact_run, "fact_world", tiny_world)
+        patched.setattr(facts, "presets", lambda _: {"facts": TINY_FACTS})
+        yield
+
+
+@pytest.fixture(scope="session")
+def knowing(small_facts: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `weightsmith facts` on the small world; do not write into it."""
+    runs = tmp_path_factory.mktemp("knowing")
+    cli.main(["facts", "--runs-dir", str(runs), "--run-name", "facts"])
+    return runs / "facts"
+
+
+def _fact(name: str, subject: str, rest: str, target: str, truth: str) -> dict[str, object]:
+    return {
+        "name": name,
+        "prompt": f"{subject} {rest}",
+        "subject": subject,
+        "target": target,
+        "truth": truth,
+        "paraphrases": [f"It is known that {subject} {rest}"],
+        "neighbours": [{"prompt": f"Dora {rest}", "answer": truth}],
+    }
+
+
+SPOKEN = [
+    _fact("a", "Anna", "plays the", "flute", "oboe"),
+    _fact("b", "Clara", "lives in", "Oslo", "Rome"),
+    _fact("c", "Bert", "plays the", "drum", "flute"),
+    _fact("d", "Emil", "was born in", "Rome", "Paris"),
+    _fact("e", "Fanny", "lives in", "Paris", "Oslo"),
+    _fact("f", "Gustav", "was born in", "Oslo", "Rome"),
+]
+
+
+@pytest.fixture(scope="session")
+def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with `model/`, a small random GPT-2 with a tokenizer, `facts.json`, `text.txt` and quick `memit.yaml`."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
+
+    folder = tmp_path_factory.mktemp("talker")
+    lines = [f"{fact['prompt']} {fact[which]}." for fact in SPOKEN for which in ("truth", "target")]
+    text = "\n".join(lines * 40)
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    alphabet = pre_tokenizers.ByteLevel.alphabet()
+    trainer = trainers.BpeTrainer(
+        vocab_size=330, initial_alphabet=alphabet, special_tokens=["<end>"], show_progress=False
+    )
+    tokenizer.train_from_iterator(lines, trainer)
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer, bos_token="<end>", eos_token="<end>", pad_token="<end>", padding_side="left"
+    )
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        module = GPT2LMHeadModel(
+            GPT2Config(
+                vocab_size=len(fast), n_positions=64, n_embd=24, n_layer=3, n_head=2, n_inner=48, bos_token_id=0,
+                eos_token_id=0, initializer_range=0.3,
+            )
+        )  # fmt: skip
+    save(wrap(module.eval(), None, {}, "talker", fast), folder / "model")
+    (folder / "facts.json").write_text(json.dumps(SPOKEN))
+    (folder / "text.txt").write_text(text)
+    quick = {"layers": [1], "steps": 12, "rounds": 1, "prefix_lengths": [[4, 1]]}
+    (folder / "memit.yaml").write_text(yaml.safe_dump({"method": "memit", **quick}))
+    return folder

@@ -14,9 +14,11 @@ from pathlib import Path
 import pytest
 
 import weightsmith as ws
-from weightsmith.delta import weights_hash
+from weightsmith.delta import Delta, weights_hash
+from weightsmith.effects import Effects
 from weightsmith.run import stages
-from weightsmith.run.options import STAGE_NAMES
+from weightsmith.run.options import METHODS, STAGE_NAMES
+from weightsmith.run.tables import delta_name
 
 
 def events(run: Path) -> list[tuple[str, str]]:
@@ -262,3 +264,20 @@ def test_every_editor_runs_through_the_command_line(weightsmith, run_copy: Path)
 
 def test_stage_order_is_that_of_the_pipeline() -> None:
     assert tuple(stages.STAGES) == STAGE_NAMES
+
+
+def test_every_editor_by_name(weightsmith, run_copy: Path, tmp_path: Path) -> None:
+    """ROME and EMMET take the one traced layer of largest effect; flags of the training are none of an editor's."""
+    flags = ["--runs-dir", run_copy.parent, "--run-name", "base", "--stage", "edit", "--overwrite", "--max-edits", 2]
+    outcome = weightsmith("run", *flags, "--edit-method", *METHODS, "--margin", 0.2)
+    assert outcome.status == 0, outcome.err
+    layers = {}
+    for method in METHODS:
+        delta = Delta.load(run_copy / delta_name(METHODS, method))
+        layers[method] = delta.info["layers"]
+        assert delta.info["options"]["margin"] == 0.2
+        assert delta.info["options"].get("lr") != 3e-3
+    traced = Effects.load(run_copy / "effects.safetensors")
+    assert layers["rome"] == layers["emmet"] == list(traced.top_layers(1))
+    assert layers["alphaedit"] == layers["memit"] == list(traced.top_layers(3))
+    assert layers["head"] == layers["finetune"] == layers["lora"] == []

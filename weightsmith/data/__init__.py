@@ -1,8 +1,9 @@
-"""Images and labels: where they come from, how they are split, which of them are sealed, and other views of them."""
+"""Images with labels, and running text: where they come from, how they are split, what is sealed, and other views."""
 
 from weightsmith.data.folder import folder
 from weightsmith.data.images import ImageSet
 from weightsmith.data.sources import digits, medmnist, open_data, open_part
 from weightsmith.data.split import Source, Split
+from weightsmith.data.texts import TextSet
 
-__all__ = ["ImageSet", "Source", "Split", "digits", "folder", "medmnist", "open_data", "open_part"]
+__all__ = ["ImageSet", "Source", "Split", "TextSet", "digits", "folder", "medmnist", "open_data", "open_part"]

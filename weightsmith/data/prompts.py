@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from weightsmith.data.records import read_records
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import user_path
 
 FORMS = (
     'a JSON list of records with "prompt" and "subject" (known-1000, CounterFact), or of records with "ids": [...] and '
@@ -45,31 +44,16 @@ def read_prompts(path: str | Path, limit: int | None = None) -> list[SubjectProm
     Raises:
         WeightsmithError: no such file, no JSON list, a record without a prompt or with a subject that is not in it.
     """
-    file = user_path(path)
-    try:
-        records = json.loads(file.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise WeightsmithError(f"--data-path {path} cannot be read: give {FORMS}") from error
-    except ValueError as error:
-        raise WeightsmithError(f"--data-path {path} is no JSON file ({error}): give {FORMS}") from error
-    if not isinstance(records, list) or not records:
-        raise WeightsmithError(f"--data-path {path} holds no list of prompts: give {FORMS}")
-    prompts: dict[str, SubjectPrompt] = {}
-    for number, record in enumerate(records[:limit]):
-        prompt = _prompt(record, number, path)
-        if prompt.name in prompts:  # a name stands for one prompt in every table
-            prompt = replace(prompt, name=f"{prompt.name} (record {number})")
-        prompts[prompt.name] = prompt
-    return list(prompts.values())
+    records = read_records(path, f"--data-path {path}", "prompts", FORMS)
+    names = records.names()
+    return [_prompt(row, names[number], records.where(number)) for number, row in enumerate(records.rows[:limit])]
 
 
-def _prompt(record: Any, number: int, path: str | Path) -> SubjectPrompt:
-    where = f"record {number} of {path}"
+def _prompt(record: Any, name: str, where: str) -> SubjectPrompt:
     if not isinstance(record, dict):
         raise WeightsmithError(f"{where} is no record with a prompt: give {FORMS}")
     rewrite = record.get("requested_rewrite")
     record = record | rewrite if isinstance(rewrite, dict) else record
-    name = str(next((record[key] for key in ("name", "known_id", "case_id") if key in record), number))
     if "ids" in record:
         ids, span, target = record["ids"], record.get("subject"), record.get("target")
         if not (_whole(ids) and ids and _whole(span) and len(span) == 2 and _whole([0 if target is None else target])):

@@ -1,69 +1,254 @@
-"""Plain fine-tuning on the requests: the baseline that every editor has to beat."""
+"""Fine-tuning on the requests: plain, held back by what is preserved, in all weights or in low-rank adapters.
+
+These are the baselines that an editor has to beat, so they stop when every request holds, as editors do.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from weightsmith.data.images import ImageSet
-from weightsmith.delta import Delta, Dense, weights_hash
+from weightsmith.data.texts import TextSet
+from weightsmith.delta import Change, Delta, Dense, LowRank, weights_hash
+from weightsmith.edit.closed_form import MARGIN
+from weightsmith.edit.preserved import Preserved, right_ones, texts_of
+from weightsmith.edit.reading import Contexts, corrections_of, without_repeats
 from weightsmith.edit.registry import editor
 from weightsmith.edit.spread import finished
-from weightsmith.edit.values import margins
+from weightsmith.errors import WeightsmithError
 from weightsmith.models import Model
-from weightsmith.request import ImageRequest, stack_images, targets
+from weightsmith.request import Request
+
+_POOL_TOKENS = 8192
+"""Texts that are held back by KL: at most so many tokens, because the logits before are kept for all of them."""
 
 
 @editor("finetune")
 @dataclass(frozen=True, kw_only=True)
 class FineTune:
-    """Adam on every weight, cross-entropy of the requests alone, until each wanted class leads by the margin.
+    """Adam on every weight until each wanted answer leads by the margin.
+
+    loss = NLL(requests below their margin) + `kl` · KL(before ‖ now) + `replay` · NLL(preserved), the last two on a batch
+    of preserved samples a step: of images those that the model gets right with their labels, of texts their next tokens.
 
     Attributes:
         lr: Adam's step; steps: at most so many.
-        margin: logit margin by which the wanted class should win.
+        margin: logit margin by which the wanted answer should win; None takes `MARGIN`.
+        kl, replay: weights of the terms that hold it back.
+        preserved_batch: preserved samples a step (images, or windows of text).
+        views, view: augmented views of each image that are learned beside it.
+        seed: of the choice of preserved samples.
     """
 
     lr: float = 1e-4
     steps: int = 100
-    margin: float = 0.1
+    margin: float | None = None
+    kl: float = 0.0
+    replay: float = 0.0
+    preserved_batch: int = 64
+    views: int = 0
+    view: str = "light"
+    seed: int = 0
+
+    name: ClassVar[str] = "finetune"
 
     def solve(
         self,
         model: Model,
-        requests: Sequence[ImageRequest],
-        preserve: ImageSet,  # noqa: ARG002  (plain fine-tuning preserves nothing: that is its point here)
-        cache_dir: Path | None = None,  # noqa: ARG002
+        requests: Sequence[Request],
+        preserve: Preserved,
+        cache_dir: Path | None = None,
     ) -> Delta:
-        """One dense delta over all weights. Raises `WeightsmithError` when there are no requests."""
-        pixels = model.preprocess(stack_images(requests), model.device)
-        wanted = targets(requests).to(model.device)
-        parameters = {n: p for n, p in model.module.named_parameters() if p.is_floating_point()}
-        before = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        asked = {name: parameter.requires_grad for name, parameter in parameters.items()}
-        optimizer = torch.optim.Adam(parameters.values(), lr=self.lr)
-        base, steps = weights_hash(model), 0
-        try:
-            for parameter in parameters.values():
-                parameter.requires_grad_(True)
+        """One delta over all weights that are learned.
+
+        Raises:
+            WeightsmithError: no requests, requests that contradict each other, or nothing preserved that a term needs.
+            HeldOutError: `preserve` is sealed and a term needs it.
+        """
+        kept, repeated = without_repeats(requests)
+        corrections = corrections_of(model, kept, Contexts(views=self.views, view=self.view, seed=self.seed), cache_dir)
+        margin = self.margin if self.margin is not None else MARGIN[model.family.reads]
+        held = _Held.of(model, texts_of(preserve), self) if self.kl or self.replay else None
+        base = weights_hash(model)
+        with _learning(model) as weights:
+            learned = self._learned(model, weights)
+            optimizer = torch.optim.Adam(learned.parameters(), lr=self.lr)
+            steps = 0
             for _ in range(self.steps):
-                logits = model.logits(pixels)
-                if bool((margins(logits.detach(), wanted) >= self.margin).all()):
+                short = torch.nonzero(corrections.leads(model) < margin).flatten()
+                if not len(short):
                     break
-                optimizer.zero_grad()
-                F.cross_entropy(logits, wanted).backward()  # type: ignore[no-untyped-call]
-                optimizer.step()
+                loss = corrections.loss(model, short).mean()
+                if held is not None:
+                    loss = loss + held.loss(model, self.kl, self.replay)
+                if not bool(torch.isfinite(loss)):
+                    raise WeightsmithError(
+                        f"fine-tuning diverged in step {steps + 1}: give a smaller lr than {self.lr:g}"
+                    )
+                optimizer.zero_grad(set_to_none=True)
+                names = list(learned.weights)
+                grads = torch.autograd.grad(loss, [weights[name] for name in names])
+                learned.step(dict(zip(names, grads, strict=True)), optimizer)
                 steps += 1
-            changes = {n: Dense((p.detach() - before[n]).cpu()) for n, p in parameters.items()}
-        finally:
-            with torch.no_grad():
-                for name, parameter in parameters.items():
-                    parameter.copy_(before[name])
-                    parameter.grad = None
-                    parameter.requires_grad_(asked[name])
-        info = {"method": "finetune", "options": asdict(self), "layers": [], "steps": steps}
-        return finished(model, requests, Delta(changes, base), torch.zeros(len(requests)), info)
+            changes = learned.changes()
+        info = {"method": self.name, "options": asdict(self), "layers": [], "steps": steps, "repeated": repeated}
+        return finished(model, corrections, Delta(changes, base), torch.zeros(len(corrections)), info)
+
+    def _learned(self, model: Model, weights: dict[str, Tensor]) -> _Learned:  # noqa: ARG002  (adapters need it)
+        return _AllWeights(weights)
+
+
+@editor("lora")
+@dataclass(frozen=True, kw_only=True)
+class LoRA(FineTune):
+    """Fine-tuning of low-rank adapters W + (alpha/rank) · B A on every linear map of the blocks (Hu et al., LoRA, 2022).
+
+    A begins as Kaiming-uniform noise and B at zero, as in the reference implementation; nothing else is learned. The same
+    terms hold it back as in `FineTune`.
+
+    Attributes:
+        rank, alpha: of the adapters.
+    """
+
+    lr: float = 1e-3
+    rank: int = 8
+    alpha: float = 16.0
+
+    name: ClassVar[str] = "lora"
+
+    def _learned(self, model: Model, weights: dict[str, Tensor]) -> _Learned:
+        blocks = f"{model.family.blocks}."
+        inside = {n: w for n, w in weights.items() if blocks in n and n.endswith("weight") and w.ndim == 2}
+        return _Adapters(inside, self.rank, self.alpha / self.rank, self.seed)
+
+
+class _Learned:
+    """What is learned: the weights whose gradients it needs, and how a step changes them."""
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        self.weights = weights
+        self.start = {name: weight.detach().clone() for name, weight in weights.items()}
+
+    def parameters(self) -> list[Tensor]:
+        raise NotImplementedError
+
+    def step(self, gradients: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+        raise NotImplementedError
+
+    def changes(self) -> dict[str, Change]:
+        raise NotImplementedError
+
+
+class _AllWeights(_Learned):
+    def parameters(self) -> list[Tensor]:
+        return list(self.weights.values())
+
+    def step(self, gradients: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+        for name, weight in self.weights.items():
+            weight.grad = gradients[name]
+        optimizer.step()
+
+    def changes(self) -> dict[str, Change]:
+        return {name: Dense((weight.detach() - self.start[name]).cpu()) for name, weight in self.weights.items()}
+
+
+class _Adapters(_Learned):
+    """B A beside each weight. The gradient of the weight itself gives both: ∂A = s Bᵀ G and ∂B = s G Aᵀ."""
+
+    def __init__(self, weights: dict[str, Tensor], rank: int, scale: float, seed: int) -> None:
+        super().__init__(weights)
+        generator = torch.Generator().manual_seed(seed)
+        self.scale = scale
+        self.pairs: dict[str, tuple[Tensor, Tensor]] = {}
+        for name, weight in weights.items():
+            rows, columns = weight.shape
+            bound = 1 / columns**0.5  # Kaiming-uniform with a = √5
+            noise = (torch.rand(rank, columns, generator=generator) * 2 - 1) * bound
+            self.pairs[name] = (torch.zeros(rows, rank).to(weight), noise.to(weight))
+
+    def parameters(self) -> list[Tensor]:
+        return [tensor for pair in self.pairs.values() for tensor in pair]
+
+    @torch.no_grad()
+    def step(self, gradients: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
+        for name, (b, a) in self.pairs.items():
+            b.grad, a.grad = self.scale * gradients[name] @ a.mT, self.scale * b.mT @ gradients[name]
+        optimizer.step()
+        for name, (b, a) in self.pairs.items():
+            self.weights[name].copy_(self.start[name] + self.scale * (b @ a))
+
+    def changes(self) -> dict[str, Change]:
+        return {name: LowRank((self.scale * b).cpu(), a.clone().cpu()) for name, (b, a) in self.pairs.items()}
+
+
+@contextmanager
+def _learning(model: Model) -> Iterator[dict[str, Tensor]]:
+    """Every weight with gradients asked for; all as before afterwards."""
+    weights: dict[str, Tensor] = {n: p for n, p in model.module.named_parameters() if p.is_floating_point()}
+    before = {name: weight.detach().clone() for name, weight in weights.items()}
+    asked = {name: weight.requires_grad for name, weight in weights.items()}
+    try:
+        for weight in weights.values():
+            weight.requires_grad_(True)
+        yield weights
+    finally:
+        with torch.no_grad():
+            for name, weight in weights.items():
+                weight.copy_(before[name])
+                weight.grad = None
+                weight.requires_grad_(asked[name])
+
+
+@dataclass(frozen=True, eq=False)
+class _Held:
+    """Preserved samples, what the unedited model says of them, and what they should be: (n, …) each."""
+
+    inputs: Tensor
+    before: Tensor
+    wanted: Tensor
+    batch: int
+    chooser: np.random.Generator
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: Model, preserve: ImageSet | TextSet, options: FineTune) -> _Held:
+        chooser = np.random.default_rng(options.seed)
+        if isinstance(preserve, TextSet):
+            count = max(1, min(len(preserve), _POOL_TOKENS // preserve.length))
+            chosen = preserve.subset(chooser.permutation(len(preserve))[:count])
+            windows = [ids for ids in chosen.batches(1) if ids.shape[1] == preserve.length]
+            if not windows:
+                raise WeightsmithError("the preserved text holds no whole window: give more of it")
+            inputs = torch.cat(windows).to(model.device)
+            logits = torch.cat([model.token_logits(ids)[:, :-1] for ids in torch.split(inputs, 8)])
+            return cls(inputs, logits.float().log_softmax(-1), inputs[:, 1:], options.preserved_batch, chooser)
+        right = right_ones(model, preserve)
+        pixels, labels = right.pixels(), torch.from_numpy(right.labels)
+        before = [
+            model.logits(model.preprocess(part, model.device)).float().log_softmax(-1)
+            for part in torch.split(pixels, 256)
+        ]
+        return cls(pixels, torch.cat(before), labels.to(model.device), options.preserved_batch, chooser)
+
+    def loss(self, model: Model, kl: float, replay: float) -> Tensor:
+        """The terms on the next batch of preserved samples."""
+        which = torch.from_numpy(
+            self.chooser.choice(len(self.inputs), min(self.batch, len(self.inputs)), replace=False)
+        )
+        if model.family.reads == "text":
+            logits = model.token_logits(self.inputs[which])[:, :-1]
+        else:
+            logits = model.logits(model.preprocess(self.inputs[which], model.device))
+        now = logits.float().log_softmax(-1).flatten(0, -2)
+        before, wanted = self.before[which].flatten(0, -2), self.wanted[which].flatten()
+        held: Tensor = kl * F.kl_div(now, before, log_target=True, reduction="batchmean")
+        return held + replay * F.nll_loss(now, wanted) if replay else held

@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+import tempfile
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
 import numpy as np
+import torch
+from torch import Tensor
 
 from weightsmith.data.images import ImageSet
+from weightsmith.data.texts import Knowledge, TextSet
 from weightsmith.errors import WeightsmithError
-from weightsmith.measure import predict
+from weightsmith.measure import Moment, key_moment, mixed, predict
 from weightsmith.models import Model
+from weightsmith.site import Site
 
 
 def right_ones(model: Model, images: ImageSet) -> ImageSet:
@@ -21,7 +29,102 @@ def right_ones(model: Model, images: ImageSet) -> ImageSet:
     return images.subset(right)
 
 
+Preserved = ImageSet | TextSet | Knowledge
+"""What should stay as it is."""
+
+_PROMPTS = 4096
+"""Prompts that are read at most, evenly spaced."""
+
+
+def texts_of(preserve: Preserved) -> ImageSet | TextSet:
+    """The images, or the running text, of what is preserved."""
+    return preserve.texts if isinstance(preserve, Knowledge) else preserve
+
+
+def preserved_moments(
+    model: Model,
+    component: str,
+    layers: Sequence[int | None],
+    preserve: Preserved,
+    patch_weight: float = 0.0,
+    prompt_weight: float = 0.0,
+    subjects: Iterable[str] = (),
+    cache_dir: Path | None = None,
+) -> dict[int | None, Tensor]:
+    """Layer → second moment (d, d) of the keys that must be preserved.
+
+    Of images only those that the model gets right count, at CLS and, weighed by `patch_weight`, at the patch tokens:
+    they are different populations. Of texts every token counts,
+    and of prompts, weighed by `prompt_weight`, the last, behind which an answer is read; those that name one of the subjects
+    to be edited are left out.
+
+    Raises:
+        WeightsmithError: nothing to preserve, images for a language model or texts for a classifier.
+        HeldOutError: `preserve` is sealed.
+    """
+    if not 0 <= patch_weight <= 1:
+        raise WeightsmithError(f"the share of the patch tokens must be from 0 to 1, not {patch_weight:g}")
+    kind = model.key_of(component)
+    if not 0 <= prompt_weight <= 1:
+        raise WeightsmithError(f"the share of the prompts must be from 0 to 1, not {prompt_weight:g}")
+    if isinstance(preserve, ImageSet) != (model.family.reads == "images"):
+        wanted = "texts" if model.family.reads == "text" else "images"
+        raise WeightsmithError(f"{model.name} reads {wanted}: give {wanted} to preserve")
+    if not isinstance(preserve, ImageSet):
+        texts = preserve.texts if isinstance(preserve, Knowledge) else preserve
+        sites = {layer: Site(kind, layer) for layer in layers}
+        found = key_moment(model, list(sites.values()), texts, cache_dir)
+        prompts = preserve.apart_from(subjects) if isinstance(preserve, Knowledge) and prompt_weight else ()
+        if not prompts:
+            return {layer: found[site].matrix for layer, site in sites.items()}
+        at_last = _moments_behind(model, list(sites.values()), prompts)
+        return {
+            layer: (1 - prompt_weight) * found[site].matrix + prompt_weight * at_last[site]
+            for layer, site in sites.items()
+        }
+    right = right_ones(model, preserve)
+    at_lookup = {layer: model.lookup(kind, layer) for layer in layers}
+    at_patches = {
+        layer: site.at("patches") for layer, site in at_lookup.items() if site.tokens == "cls" and patch_weight
+    }
+    found = key_moment(model, [*at_lookup.values(), *at_patches.values()], right, cache_dir)
+    return {
+        layer: (1 - patch_weight) * found[site].matrix + patch_weight * found[at_patches[layer]].matrix
+        if layer in at_patches
+        else found[site].matrix
+        for layer, site in at_lookup.items()
+    }
+
+
+def _moments_behind(model: Model, sites: Sequence[Site], prompts: Sequence[str]) -> dict[Site, Tensor]:
+    """Site → second moment of the keys at the last token of each prompt."""
+    step = max(1, len(prompts) // _PROMPTS)
+    by_length: dict[int, list[tuple[int, ...]]] = {}
+    for prompt in prompts[::step]:
+        ids = model.tokenize(prompt)
+        by_length.setdefault(len(ids), []).append(ids)
+    parts: dict[Site, list[Moment]] = {site: [] for site in sites}
+    with tempfile.TemporaryDirectory() as scratch:  # another choice of requests leaves other prompts: nothing to keep
+        for rows in by_length.values():
+            texts = TextSet.from_ids(torch.tensor(rows))
+            found = key_moment(model, [site.at("last") for site in sites], texts, Path(scratch))
+            for site in sites:
+                parts[site].append(found[site.at("last")])
+    return {site: mixed(each, [moment.count for moment in each]).matrix for site, each in parts.items()}
+
+
 def default_layers(model: Model) -> tuple[int, ...]:
-    """The last three blocks ([9, 10, 11] of a ViT-B); only the last where there is no residual stream."""
-    count = 3 if "resid.mid" in model.family.sites else 1
+    """The last three blocks of an image classifier ([9, 10, 11] of a ViT-B); only the last without a residual stream.
+
+    In a language model a subject is recalled in early and middle blocks: those from a sixth to two fifths of the depth,
+    where the papers' tables for GPT-2 XL, GPT-J and Llama-3 lie (3–8 of 28, 4–8 of 32).
+    """
+    if model.family.reads == "text":
+        first = round(model.n_layers / 6)
+        return tuple(range(first, max(first + 1, round(0.4 * model.n_layers))))
+    return last_layers(model, 3 if model.family.residual else 1)
+
+
+def last_layers(model: Model, count: int) -> tuple[int, ...]:
+    """The last blocks, as many of them."""
     return tuple(range(max(0, model.n_layers - count), model.n_layers))

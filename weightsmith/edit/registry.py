@@ -6,23 +6,24 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
-from weightsmith.data.images import ImageSet
 from weightsmith.delta import Delta
+from weightsmith.edit.preserved import Preserved
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.models import Model
-from weightsmith.request import ImageRequest
+from weightsmith.request import Request
 
 
 class Editor(Protocol):
     """Turns requests into a change of weights. It never changes the model it is given."""
 
     def solve(
-        self, model: Model, requests: Sequence[ImageRequest], preserve: ImageSet, cache_dir: Path | None = None
+        self, model: Model, requests: Sequence[Request], preserve: Preserved, cache_dir: Path | None = None
     ) -> Delta:
         """A delta for this model's weights that answers the requests.
 
         Args:
-            preserve: images whose predictions should stay as they are; only those that the model gets right count.
+            preserve: images or texts on which the model should stay as it is; of images only those that it gets right
+                count.
             cache_dir: where measured statistics are kept.
         """
         ...

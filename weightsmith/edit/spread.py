@@ -6,7 +6,7 @@ that are left (MEMIT, Meng et al., 2023, algorithm 1), and the log. They differ 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from weightsmith.delta import Delta, LowRank, weights_hash
-from weightsmith.edit.solver import Metric, solve
-from weightsmith.edit.values import TargetOptions, logits_to_reach, margins, target_values
+from weightsmith.edit.corrections import Corrections, Goal, Measured
+from weightsmith.edit.metric import Metric
+from weightsmith.edit.solver import Solution, solve
+from weightsmith.edit.targets import TargetOptions
 from weightsmith.errors import WeightsmithError
-from weightsmith.models import Model, record
-from weightsmith.request import ImageRequest, stack_images, targets
-from weightsmith.site import Site
+from weightsmith.models import Model
 
 
 @dataclass(frozen=True)
@@ -40,13 +40,36 @@ class Place:
     moment: Tensor
 
 
+_PATIENCE = 3
+"""Rounds that bring nothing before a batch is given up."""
+
+Solve = Callable[[Measured, Tensor, Place], Solution]
+"""From what was measured at a place and the residuals wanted there (E, width) to a change of its linear map."""
+
+
+def ridged(ridge: Ridge) -> Solve:
+    """The solver's form: ΔW = R (Kᵀ M K + ρ I)⁻¹ Kᵀ M."""
+
+    def solution(measured: Measured, share: Tensor, place: Place) -> Solution:
+        return solve(
+            measured.keys.mT.cpu(),
+            share.mT.cpu(),
+            place.metric,
+            ridge=ridge.relative,
+            absolute_ridge=ridge.absolute,
+        )
+
+    return solution
+
+
 def edit_batch(
     model: Model,
-    requests: Sequence[ImageRequest],
+    corrections: Corrections,
     places: Sequence[Place],
-    ridge: Ridge,
+    solution_for: Solve,
     options: TargetOptions,
     rounds: int,
+    stated: str | None = None,
 ) -> Delta:
     """Solve for all requests together; the model is as it was afterwards.
 
@@ -57,29 +80,35 @@ def edit_batch(
     Args:
         places: in the order of the network.
         rounds: at most this many.
+        stated: kind of site at which the wanted values are stated; None takes the residual stream behind the last
+            place, or where there is none, the last place itself.
 
     Returns:
         The delta; its `info` holds "requests" (a row each) and "solves" (a row a round and place).
     """
-    pixels = model.preprocess(stack_images(requests), model.device)
-    wanted = targets(requests).to(model.device)
     delta = Delta({}, weights_hash(model))
+    goal = Goal(stated or _stream(model, places[-1]), places[-1].layer)
     solves: list[dict[str, Any]] = []
-    residuals = torch.zeros(len(requests))
-    for number in range(rounds):
+    residuals = torch.zeros(len(corrections))
+    best, least, since = delta, float("inf"), 0
+    for number in range(rounds + 1):
         with delta.on(model, check=False):
-            if bool((margins(_logits(model, pixels), wanted) >= options.margin / 2).all()):
+            missing = (options.margin - corrections.leads(model)).clamp(min=0)
+            if float(missing.sum()) < least:
+                best, least, since = delta, float(missing.sum()), 0
+            else:
+                since += 1
+            reached = options.stop_loss is None and bool((missing <= options.margin / 2).all())
+            if reached or number == rounds or since == _PATIENCE:
                 break
-            goal = _goal(model, pixels, places[-1], wanted, options)
+            wanted = corrections.wanted(model, goal, options).values
         for position, place in enumerate(places):
             with delta.on(model, check=False):
-                keys, present = _measure(model, pixels, place, places[-1])
-            share = (goal - present) / (len(places) - position)
-            if number == position == 0:
-                residuals = (goal - present).norm(dim=1).cpu()
-            solution = solve(
-                keys.mT.cpu(), share.mT.cpu(), place.metric, ridge=ridge.relative, absolute_ridge=ridge.absolute
-            )
+                measured = corrections.measure(model, place.kind, place.layer, goal)
+            share = (wanted - measured.present) / (len(places) - position)
+            if number == position == 0 and len(share) == len(residuals):
+                residuals = (wanted - measured.present).norm(dim=1).cpu()
+            solution = solution_for(measured, share, place)
             name, transposed, _ = model.linear(place.kind, place.layer)
             change = LowRank(solution.left, solution.right)
             if transposed:
@@ -93,72 +122,56 @@ def edit_batch(
                     "update_norm": solution.norm(),
                     "condition": solution.condition,
                     "ridge": solution.ridge,
-                    "leakage": solution.change_on(place.moment) / max(float(share.norm()), 1e-12),
+                    "rank": solution.rank,
+                    "division": solution.division,
+                    "leakage": solution.leakage(place.moment),
+                    "same_keys": _named(corrections, place, solution.merged),
+                    "contradictory": _named(corrections, place, solution.contradictory),
                 }
             )
-    return finished(model, requests, delta.compressed(), residuals, {"solves": solves, "targets": asdict(options)})
+    if rounds > 1:
+        delta = best  # keys that are too much alike can make a later round lose what an earlier one had
+    return finished(model, corrections, delta.compressed(), residuals, {"solves": solves, "targets": asdict(options)})
 
 
-def finished(
-    model: Model, requests: Sequence[ImageRequest], delta: Delta, residuals: Tensor, info: dict[str, Any]
-) -> Delta:
-    """The delta with one row a request in its info: class before and after, residual and update norms, success."""
-    pixels = model.preprocess(stack_images(requests), model.device)
+def finished(model: Model, corrections: Corrections, delta: Delta, residuals: Tensor, info: dict[str, Any]) -> Delta:
+    """The delta with one row a request in its info: answer before and after, residual and update norms, success."""
+    before = corrections.answers(model)
     with delta.on(model, check=False):
-        logits = _logits(model, pixels)
-    reached = margins(logits, targets(requests).to(logits.device)).tolist()
-    after = logits.argmax(-1).tolist()
+        after = corrections.answers(model)
     norm = delta.norm()
     rows = [
         {
-            "sample": request.name,
-            "class_before": request.predicted,
-            "target": request.target,
-            "class_after": after[i],
+            "sample": row["sample"],
+            "before": before[i]["answer"],
+            "target": row["target"],
+            "after": after[i]["answer"],
             "residual_norm": float(residuals[i]),
             "update_norm": norm,
-            "margin": reached[i],
-            "success": after[i] == request.target,
+            "margin": after[i]["margin"],
+            "success": after[i]["success"],
         }
-        for i, request in enumerate(requests)
+        for i, row in enumerate(corrections.rows())
     ]
     return Delta(delta.changes, delta.base, {**info, "requests": rows})
 
 
-@torch.no_grad()
-def _logits(model: Model, pixels: Tensor) -> Tensor:
-    return model.logits(pixels)
-
-
-def _goal(model: Model, pixels: Tensor, last: Place, wanted: Tensor, options: TargetOptions) -> Tensor:
-    """Z (E, width): where the last place's output should be so that every margin is met."""
-    if last.layer is None:
-        return logits_to_reach(_logits(model, pixels), wanted, options.margin)
-    site = Site(_stream(model, last), last.layer)
-    with torch.no_grad():
-        hidden = record(model, pixels, [site])[site]
-    return target_values(model, hidden, site, wanted, options).values
-
-
-@torch.no_grad()
-def _measure(model: Model, pixels: Tensor, place: Place, last: Place) -> tuple[Tensor, Tensor]:
-    """Keys (E, d) at a place and the present value (E, width) where the goal is stated."""
-    key = model.lookup(model.key_of(place.kind), place.layer)
-    value = model.lookup(_stream(model, last), last.layer)
-    seen = record(model, pixels, [key, value])
-    return seen[key].flatten(1), seen[value].flatten(1)
+def _named(corrections: Corrections, place: Place, pairs: Sequence[tuple[int, int]]) -> list[tuple[str, str]]:
+    """Names of the requests whose keys the solver found to be one."""
+    names = corrections.columns(place.layer)
+    return [(names[a], names[b]) for a, b in pairs]
 
 
 def _stream(model: Model, last: Place) -> str:
     """Where the goal is stated: in the residual stream behind the last block, or where there is none, at the value."""
-    if last.layer is None or "resid.mid" not in model.family.sites:
+    if last.layer is None or not model.family.residual:
         return last.kind
     return "resid.out"
 
 
 def check_places(model: Model, layers: Sequence[int]) -> None:
     """Raise `WeightsmithError` for several layers in a network without a residual stream to spread a residual over."""
-    if len(layers) > 1 and "resid.mid" not in model.family.sites:
+    if len(layers) > 1 and not model.family.residual:
         raise WeightsmithError(
             f"{model.name} has no residual stream, so one edit cannot be spread over {len(layers)} layers: "
             "give a single layer to --edit-layers"

@@ -16,6 +16,7 @@ from weightsmith.data.views import random_view
 from weightsmith.delta import Delta, lifted, wears_delta
 from weightsmith.errors import WeightsmithError
 from weightsmith.evaluate.classification import Classification
+from weightsmith.evaluate.rows import report_row
 from weightsmith.measure import Interval, Predictions, bootstrap, predict, proportion
 from weightsmith.models import Model
 from weightsmith.request import ImageRequest, stack_images, targets
@@ -54,11 +55,11 @@ class EditReport:
         scores = ("precision", "recall", "f1")
         changes = MEASURES[:-1]
         return [
-            _row("accuracy", "", before.accuracy, after.accuracy),
-            *(_row(name, "", None, getattr(self, name)) for name in changes),
-            *(_row(f"macro_{name}", "", before.macro[name], after.macro[name]) for name in scores),
+            report_row("accuracy", "", before.accuracy, after.accuracy),
+            *(report_row(name, "", None, getattr(self, name)) for name in changes),
+            *(report_row(f"macro_{name}", "", before.macro[name], after.macro[name]) for name in scores),
             *(
-                _row(name, class_name, getattr(before, name)[label], getattr(after, name)[label])
+                report_row(name, class_name, getattr(before, name)[label], getattr(after, name)[label])
                 for label, class_name in enumerate(class_names)
                 for name in scores
             ),
@@ -144,22 +145,3 @@ def _share_of_views(view_hits: Sequence[Tensor]) -> Interval:
     cells = np.bincount(right, minlength=count + 1)
     shares = np.arange(count + 1) / count
     return bootstrap(cells, lambda tables: (tables @ shares / len(right))[:, None])[0]
-
-
-def _row(measure: str, class_name: str, before: Interval | None, after: Interval) -> dict[str, object]:
-    def entries(prefix: str, interval: Interval | None) -> dict[str, object]:
-        if interval is None:
-            return {prefix: "", f"{prefix}_low": "", f"{prefix}_high": ""}
-        return {
-            prefix: round(interval.value, 6),
-            f"{prefix}_low": round(interval.low, 6),
-            f"{prefix}_high": round(interval.high, 6),
-        }
-
-    return {
-        "measure": measure,
-        "class": class_name,
-        **entries("before", before),
-        **entries("after", after),
-        "n": after.n,
-    }

@@ -3,24 +3,36 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import logging
-from collections.abc import Sequence
+import time
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from weightsmith.data.images import ImageSet
+from weightsmith.data.texts import TextSet
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import atomic_path, default_cache_dir, read_tensors
-from weightsmith.models import Model, record
+from weightsmith.files import default_cache_dir, read_tensors
+from weightsmith.measure.convergence import Convergence
+from weightsmith.measure.sums import RunningSum, write_tensors
+from weightsmith.models import Model
+from weightsmith.models.hooks import record_until
 from weightsmith.progress import progress
 from weightsmith.site import Site
 
-_FORMAT = "weightsmith-moment-1"
+_FORMAT = "weightsmith-moment-2"
+_SEED = 0
+"""Of the order in which samples are read when a convergence rule may stop early."""
+
+_BATCH_TOKENS = 2048
+"""In a pass on a CPU, so that activations stay in memory that is at hand; elsewhere eight times as many."""
+
+_SAVE_SECONDS = 30.0
 _log = logging.getLogger(__name__)
 
 
@@ -30,66 +42,236 @@ class Moment:
 
     Attributes:
         site: where the keys were read.
-        matrix: (d, d) float64, C = (1/count) Σ k kᵀ.
-        count: number of keys.
+        matrix: (d, d) float64 on the CPU, C = (1/count) Σ k kᵀ, symmetric.
+        count: number of keys, one a token meant by the site.
+        samples: number of images or windows of text that they come from.
+        stopped: why reading ended, in words.
+        converged: a convergence rule ended it.
+        trace_change: what tr C moved at the rule's last comparison, relative; None without one.
+        overlap: of the top subspaces at the rule's last comparison, 0 to 1; None without one.
     """
 
     site: Site
     matrix: Tensor
     count: int
+    samples: int = 0
+    stopped: str = ""
+    converged: bool = False
+    trace_change: float | None = None
+    overlap: float | None = None
 
 
 def key_moment(
-    model: Model, sites: Sequence[Site], images: ImageSet, cache_dir: Path | None = None, batch_size: int = 256
+    model: Model,
+    sites: Sequence[Site],
+    samples: ImageSet | TextSet,
+    cache_dir: Path | None = None,
+    batch_size: int | None = None,
+    until: Convergence | None = None,
 ) -> dict[Site, Moment]:
-    """Second moments of the keys at several sites over a set of images, in one pass, summed in float64.
+    """Second moments of the keys at several sites over images or running text, in one pass that ends at the last site.
 
-    The result is cached by content: weights, images (source, part, positions), site and dtype. A second model, another
-    subset or an edited weight has another key, and an entry that is damaged is measured again.
+    A site without tokens takes the key of every token; `site.at("cls")` and `site.at("patches")` are an image's two
+    populations (see `mixed`). Products are taken in float32 over short blocks of keys and summed in float64.
+
+    Results are cached by content: weights, samples, site, dtype, and the rule where there is one. A second model, another
+    subset or an edited weight has another key, and an entry that is damaged is measured again. Sums are put aside while
+    they grow, and whenever the call is broken off; the next call goes on from there and ends with the same bits.
 
     Args:
         cache_dir: where cached moments lie; None takes the platform's cache folder.
+        batch_size: images or windows in a pass; None takes as many as hold about 2,048 tokens (on a GPU
+            16,384), at most 256.
+        until: stop each site when its moment has converged. Samples are then read in an order drawn once and for all, so
+            that the first ones speak for the whole set; None reads all of them in the set's order.
 
     Raises:
         HeldOutError: the set is sealed.
-        WeightsmithError: an empty set, or a site without keys.
+        WeightsmithError: an empty set, samples that the model cannot read, a site that it does not have, keys that are
+            no finite numbers.
     """
-    if len(images) == 0:
-        raise WeightsmithError("there are no images to take key statistics from: preserve at least one")
+    sites = tuple(dict.fromkeys(sites))
+    _check(model, sites, samples)
+    samples.check_open()  # also when everything comes from the cache
+    size = batch_size or _batch_size(model, samples)
     folder = (cache_dir or default_cache_dir()) / "moments"
-    weights, content = model.fingerprint(), images.digest()
     dtype = str(next(model.module.parameters()).dtype)
-    images.check_open()  # also when everything comes from the cache
-    paths = {site: folder / f"{_cache_key(weights, content, site, dtype)}.safetensors" for site in sites}
+    content = f"{_FORMAT}:{model.fingerprint()}:{samples.digest()}:{dtype}:"
+    content += f"{until}:{_SEED}:{size}" if until is not None else "all"  # a rule looks between batches
+    paths = {site: folder / f"{_hash(f'{content}:{site}')}.safetensors" for site in sites}
     found = {site: moment for site, path in paths.items() if (moment := _cached(path, site)) is not None}
-    missing = [site for site in paths if site not in found]
-    if missing:
-        for site, moment in _measured(model, missing, images, batch_size).items():
-            header = {"format": _FORMAT, "site": str(site), "count": moment.count}
-            with atomic_path(paths[site]) as temporary:
-                save_file({"matrix": moment.matrix}, temporary, metadata={"weightsmith": json.dumps(header)})
-            found[site] = moment
-    return {site: found[site] for site in paths}
+    partial = {site: path.with_suffix(f".{size}.partial") for site, path in paths.items() if site not in found}
+    if partial:
+        with closing(_measured(model, partial, samples, size, until)) as finished:
+            for moment in finished:
+                found[moment.site] = moment
+                header = {key: value for key, value in vars(moment).items() if key not in ("site", "matrix")}
+                header |= {"format": _FORMAT, "site": str(moment.site)}
+                write_tensors(paths[moment.site], {"matrix": moment.matrix}, header)
+                for path in folder.glob(f"{paths[moment.site].stem}.*.partial"):
+                    path.unlink(missing_ok=True)
+    return {site: found[site] for site in sites}
+
+
+def mixed(moments: Sequence[Moment], weights: Sequence[float]) -> Moment:
+    """One moment of several populations of keys that the same linear map reads: Σ w C / Σ w.
+
+    With the counts as weights, the moments at CLS and at the patches give the moment at all tokens.
+
+    Raises:
+        WeightsmithError: no moments, not one weight each, negative or no weights, moments of different linear maps.
+    """
+    total = sum(weights)
+    if not moments or len(moments) != len(weights) or min(weights) < 0 or not 0 < total < float("inf"):
+        raise WeightsmithError(
+            f"{len(moments)} moments cannot be mixed with the weights {list(weights)}: give one weight from 0 for each, "
+            "not all of them 0"
+        )
+    places = {moment.site.at(None) for moment in moments}
+    if len(places) > 1:
+        raise WeightsmithError(
+            f"moments of different places cannot be mixed ({', '.join(sorted(map(str, places)))}): take one kind and layer"
+        )
+    matrix = torch.zeros_like(moments[0].matrix)
+    for moment, weight in zip(moments, weights, strict=True):
+        matrix += moment.matrix * (weight / total)
+    same = {moment.site for moment in moments}
+    site = moments[0].site if len(same) == 1 else places.pop()
+    shares = [f"{w / total:.3g} of {m.site} ({m.stopped})" for m, w in zip(moments, weights, strict=True)]
+    return Moment(
+        site,
+        matrix,
+        count=sum(moment.count for moment in moments),
+        samples=max(moment.samples for moment in moments),
+        stopped=f"mixed: {', '.join(shares)}",
+        converged=all(moment.converged for moment in moments),
+    )
 
 
 @torch.no_grad()
-def _measured(model: Model, sites: Sequence[Site], images: ImageSet, batch_size: int) -> dict[Site, Moment]:
-    sums: dict[Site, Tensor] = {}
-    counts = dict.fromkeys(sites, 0)
-    with progress("key statistics", len(images)) as advance:
-        for pixels, _ in images.batches(batch_size):
-            seen = record(model, model.preprocess(pixels, model.device), sites)
-            for site in sites:
-                keys = seen[site].flatten(0, -2).cpu().double()
-                product = keys.mT @ keys
-                sums[site] = sums[site] + product if site in sums else product
-                counts[site] += len(keys)
-            advance(len(pixels))
-    return {site: Moment(site, sums[site] / counts[site], counts[site]) for site in sites}
+def _measured(
+    model: Model, partial: dict[Site, Path], samples: ImageSet | TextSet, size: int, until: Convergence | None
+) -> Generator[Moment, None, None]:
+    """Each site's moment as soon as it is there. Sites whose sums were put aside at different places join on the way."""
+    sums = [RunningSum.load(path, site, len(samples), size) for site, path in partial.items()]
+    done = min(running.samples for running in sums)
+    saved, save_seconds = time.monotonic(), 0.0
+    try:
+        with progress("key statistics", len(samples), done) as advance:
+            for inputs in _inputs(model, _ordered(samples, until), done, size):
+                active = [running for running in sums if running.samples == done]
+                seen = record_until(model, inputs, [running.site for running in active]) if active else {}
+                done += len(inputs)
+                for running in active:
+                    running.add(seen.pop(running.site), len(inputs))
+                    if until is not None and done < len(samples) and running.converged(until):
+                        yield _moment(running, len(samples), until, converged=True)
+                        sums.remove(running)  # not before its taker has kept it
+                if not sums:
+                    return
+                advance(len(inputs), "" if sums[0].last is None else str(sums[0].last))
+                # Saving may take one second in twenty, however large the sums.
+                if time.monotonic() - saved > max(_SAVE_SECONDS, 20 * save_seconds):
+                    save_seconds = _put_aside(sums, partial)
+                    saved = time.monotonic()
+        while sums:
+            yield _moment(sums[0], len(samples), until, converged=False)
+            sums.pop(0)
+    except BaseException:
+        try:
+            _put_aside(sums, partial)
+        except (WeightsmithError, OSError) as error:  # what broke the call off is what its caller has to hear
+            _log.warning("key statistics could not be put aside: %s", error)
+        raise
 
 
-def _cache_key(weights: str, content: str, site: Site, dtype: str) -> str:
-    return hashlib.sha256(f"{_FORMAT}:{weights}:{content}:{site}:{dtype}".encode()).hexdigest()
+def _put_aside(sums: Sequence[RunningSum], partial: dict[Site, Path]) -> float:
+    """Save every sum; the seconds that it took."""
+    started = time.monotonic()
+    for running in sums:
+        running.save(partial[running.site])
+    return time.monotonic() - started
+
+
+def _moment(running: RunningSum, samples: int, until: Convergence | None, converged: bool) -> Moment:
+    last = running.last
+    if converged:
+        stopped = f"converged after {running.count:,} tokens: {last}"
+    elif until is None:
+        stopped = f"all {samples:,} samples read"
+    else:
+        stopped = f"all {samples:,} samples read ({running.count:,} tokens) before convergence"
+        if last is not None and last.overlap is not None:
+            stopped += f": {last} at {last.count:,} tokens"
+    change, overlap = (None, None) if last is None else (last.trace_change, last.overlap)
+    return Moment(running.site, running.matrix(), running.count, running.samples, stopped, converged, change, overlap)
+
+
+def _ordered(samples: ImageSet | TextSet, until: Convergence | None) -> ImageSet | TextSet:
+    """The samples in an order that depends on which they are alone, so that sums can be taken up by any later call.
+
+    Files are often sorted by class or topic; a rule that stops early must not see the first class only.
+    """
+    if isinstance(samples, ImageSet):
+        places = np.argsort(samples.positions, kind="stable")
+    else:
+        places = np.argsort(samples.windows, kind="stable")
+    if until is not None:
+        # A shorter last window stays last: batches then hold the same samples wherever reading is taken up.
+        free = len(places) - 1 if isinstance(samples, TextSet) else len(places)
+        places = np.concatenate([places[:free][np.random.default_rng(_SEED).permutation(free)], places[free:]])
+    return samples.subset(places)
+
+
+def _inputs(model: Model, samples: ImageSet | TextSet, done: int, size: int) -> Iterator[Tensor]:
+    """What the model reads, batch by batch, from the `done`-th sample on."""
+    rest = samples.subset(range(done, len(samples)))
+    if isinstance(rest, TextSet):
+        for ids in rest.batches(size):
+            yield ids.to(model.device)
+    else:
+        dtype = next(model.module.parameters()).dtype
+        for pixels, _ in rest.batches(size):
+            yield model.preprocess(pixels, model.device).to(dtype)
+
+
+def _batch_size(model: Model, samples: ImageSet | TextSet) -> int:
+    tokens = samples.longest if isinstance(samples, TextSet) else max(1, model.n_tokens)
+    at_once = _BATCH_TOKENS if model.device.type == "cpu" else 8 * _BATCH_TOKENS
+    return max(1, min(256, at_once // tokens))
+
+
+def _check(model: Model, sites: Sequence[Site], samples: ImageSet | TextSet) -> None:
+    if len(samples) == 0:
+        what = "images" if isinstance(samples, ImageSet) else "windows of text"
+        raise WeightsmithError(f"there are no {what} to take key statistics from: preserve at least one")
+    for site in sites:
+        model.bind(site)
+    if isinstance(samples, ImageSet):
+        _ = model.preprocess  # says so when the model reads text
+        return
+    if model.family.reads != "text":
+        raise WeightsmithError(f"{model.name} is a {model.family.title} and reads no text: give images")
+    if samples.longest > model.n_tokens:
+        raise WeightsmithError(
+            f"windows of {samples.longest} tokens are longer than the {model.n_tokens} that {model.name} reads: cut the "
+            f"text with length={model.n_tokens} or less"
+        )
+    if samples.largest_id >= model.n_classes:
+        raise WeightsmithError(
+            f"the text holds the token id {samples.largest_id} and {model.name} knows {model.n_classes} tokens: cut the "
+            "text with the model's own tokenizer"
+        )
+    far = [site for site in sites if isinstance(site.tokens, tuple) and site.tokens[-1] >= samples.shortest]
+    if far:
+        raise WeightsmithError(
+            f"the site {far[0]} asks for a token that a window of {samples.shortest} tokens does not have: leave that "
+            "window out, or name smaller positions"
+        )
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _cached(path: Path, site: Site) -> Moment | None:
@@ -98,10 +280,11 @@ def _cached(path: Path, site: Site) -> Moment | None:
     try:
         header, tensors = read_tensors(path, _FORMAT)
         matrix = tensors["matrix"]
-        square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1]
-        if header["site"] != str(site) or not square or not bool(torch.isfinite(matrix).all()):
+        square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] and matrix.dtype == torch.float64
+        if header.pop("site") != str(site) or not square or not bool(torch.isfinite(matrix).all()):
             raise WeightsmithError(f"{path} is not the moment of {site}")
-    except (WeightsmithError, KeyError) as error:
+        del header["format"]
+        return Moment(site, matrix, **header)
+    except (WeightsmithError, KeyError, TypeError) as error:
         _log.warning("cached key statistics are measured again: %s", error)
         return None
-    return Moment(site, matrix, int(header["count"]))

@@ -9,7 +9,7 @@ from weightsmith.models.hooks import Recording, count_blocks, patch, record
 from weightsmith.models.model import Model
 from weightsmith.models.preprocess import Preprocess
 from weightsmith.models.split import Split, Trace
-from weightsmith.models.store import create, load, presets, registered_by, save
+from weightsmith.models.store import create, create_language, load, presets, registered_by, save
 
 __all__ = [
     "Family",
@@ -20,6 +20,7 @@ __all__ = [
     "Trace",
     "count_blocks",
     "create",
+    "create_language",
     "families",
     "load",
     "patch",

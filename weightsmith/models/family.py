@@ -65,7 +65,7 @@ class BlockParts:
         norm1, norm2, mlp: modules inside the block.
         qkv: the projections to queries, keys and values, or one module that gives all three side by side.
         output: the attention's output projection.
-        rotary: module that gives (cos, sin) of the positions, from the network's root; None where positions are embedded.
+        up: the MLP's first linear map, where a neuron is an activation of one; None where it is gated.
     """
 
     norm1: str
@@ -73,12 +73,16 @@ class BlockParts:
     mlp: str
     qkv: tuple[str, ...]
     output: str
-    rotary: str | None = None
+    up: str | None = None
 
 
 @dataclass(frozen=True)
 class Family:
-    """One architecture: blocks, tokens, sites and linear maps by module path."""
+    """One architecture: blocks, tokens, sites and linear maps by module path.
+
+    `rotary` is the module that gives (cos, sin) of the positions, from the network's root, where blocks are handed them:
+    None where positions are embedded, or where each attention turns its queries and keys by itself.
+    """
 
     name: str
     title: str
@@ -96,6 +100,7 @@ class Family:
     attention: str | None = None
     head_width: str | None = None
     causal: bool = False
+    rotary: str | None = None
     parts: BlockParts | None = None
 
     @property
@@ -104,6 +109,11 @@ class Family:
         if not self.has_tokens:
             return None
         return "last" if self.cls is None else "cls"
+
+    @property
+    def residual(self) -> bool:
+        """Whether the blocks add to a residual stream, over which an edit can be spread."""
+        return self.attention is not None
 
     @classmethod
     def from_toml(cls, path: Path | str) -> Family:
@@ -130,7 +140,7 @@ class Family:
             }
             linear = {kind: LinearPlace(**entry) for kind, entry in table["linear"].items()}
             tokens, attention, tail = table.get("tokens"), table.get("attention", {}), table["tail"]
-            parts = table.get("parts")
+            parts = table.get("parts") or None  # a table says `parts = false` where the one it extends has them
             family = cls(
                 name=Path(name).stem,
                 title=table["title"],
@@ -148,6 +158,7 @@ class Family:
                 attention=attention.get("module"),
                 head_width=attention.get("head_width"),
                 causal=attention.get("causal", False),
+                rotary=attention.get("rotary"),
                 parts=None if parts is None else BlockParts(**parts | {"qkv": tuple(parts["qkv"])}),
             )
         except (KeyError, TypeError) as error:
@@ -166,10 +177,10 @@ class Family:
         there = {name for name, _ in module.named_modules()}
         block = f"{self.blocks}.0"
         named = [self.blocks, self.classifier, *self.tail, *(place.path(block) for place in self.sites.values())]
+        named += [self.rotary] if self.rotary else []
         if self.parts is not None:
             parts = self.parts
             named += [f"{block}.{path}" for path in (parts.norm1, parts.norm2, parts.mlp, *parts.qkv, parts.output)]
-            named += [parts.rotary] if parts.rotary else []
         missing = [path for path in named if path not in there]
         if missing:
             raise WeightsmithError(
@@ -194,7 +205,8 @@ def _extended(table: dict[str, Any], name: str) -> dict[str, Any]:
 def _merged(base: dict[str, Any], own: dict[str, Any]) -> dict[str, Any]:
     merged = dict(base)
     for key, value in own.items():
-        merged[key] = _merged(base[key], value) if isinstance(value, dict) and key in base else value
+        both = isinstance(value, dict) and isinstance(base.get(key), dict)
+        merged[key] = _merged(base[key], value) if both else value
     return merged
 
 

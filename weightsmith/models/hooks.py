@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,23 +39,54 @@ def record(model: Model, inputs: Tensor, sites: Iterable[Site], start: int | Non
     Raises:
         WeightsmithError: a site that the model does not have, or that the pass did not reach.
     """
+    with _keeping(model, sites) as (bounds, kept):
+        logits = model.logits(inputs) if start is None else model.run_from(start, inputs)
+    _check_reached(bounds, kept)
+    return Recording(logits, kept)
+
+
+def record_until(model: Model, inputs: Tensor, sites: Iterable[Site]) -> dict[Site, Tensor]:
+    """The activations that `record` gives, bit for bit, from a pass that ends as soon as the last of them is there.
+
+    Raises:
+        WeightsmithError: a site that the model does not have, or that the pass did not reach.
+    """
+    with _keeping(model, sites, stop=True) as (bounds, kept), suppress(_AllKept):
+        model.module(inputs)
+    _check_reached(bounds, kept)
+    return kept
+
+
+class _AllKept(Exception):  # noqa: N818  (no error: it ends a pass that has given what was wanted)
+    """Every site has been read."""
+
+
+@contextmanager
+def _keeping(
+    model: Model, sites: Iterable[Site], stop: bool = False
+) -> Iterator[tuple[list[BoundSite], dict[Site, Tensor]]]:
+    """Keep what passes at the sites inside the block; with `stop`, raise `_AllKept` when everything has passed."""
     kept: dict[Site, Tensor] = {}
+    bounds = [model.bind(site) for site in dict.fromkeys(sites)]
 
     def keep(bound: BoundSite) -> Callable[[Tensor], None]:
         def look(activation: Tensor) -> None:
             kept[bound.site] = bound.read(activation)
+            if stop and len(kept) == len(bounds):
+                raise _AllKept
 
         return look
 
-    bounds = [model.bind(site) for site in dict.fromkeys(sites)]
     with ExitStack() as stack:
         for bound in bounds:
             stack.enter_context(_hooked(bound, keep(bound)))
-        logits = model.logits(inputs) if start is None else model.run_from(start, inputs)
+        yield bounds, kept
+
+
+def _check_reached(bounds: Iterable[BoundSite], kept: Mapping[Site, Tensor]) -> None:
     missing = [str(bound.site) for bound in bounds if bound.site not in kept]
     if missing:
         raise WeightsmithError(f"the forward pass never reached {missing[0]}: the family table does not fit this model")
-    return Recording(logits, kept)
 
 
 @contextmanager

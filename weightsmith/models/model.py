@@ -269,34 +269,52 @@ class Model:
         Args:
             hidden: (n, tokens, width), or (n, width) where there are no tokens.
         """
-        context = self.context(hidden)
-        for block in self.blocks[layer:]:
-            hidden = block(hidden, **context)
+        logits = self.read_out(self.run_blocks(layer, hidden))
+        return logits[:, -1] if self.family.pool == "last" else logits
+
+    def run_blocks(self, layer: int, hidden: Tensor) -> Tensor:
+        """What leaves the last block when the forward pass starts at block `layer` with `hidden` as its input."""
+        place, contexts = self.family.sites["resid.out"], self.contexts(hidden)
+        for block, context in zip(self.blocks[layer:], contexts[layer:], strict=True):
+            given = block(hidden, **context)
+            hidden = given if place.item is None else given[place.item]
+        return hidden
+
+    def read_out(self, hidden: Tensor) -> Tensor:
+        """Logits of what leaves the last block: of the pooled token, or in a language model of every token given."""
         for path in self.family.tail:
             hidden = self.module.get_submodule(path)(hidden)
         if self.family.pool == "cls":
             hidden = hidden[:, self.family.cls]
         logits: Tensor = self.module.get_submodule(self.family.classifier)(hidden)
-        return logits[:, -1] if self.family.pool == "last" else logits
+        return logits
 
-    def context(self, hidden: Tensor) -> dict[str, Any]:
-        """What a block takes beside its input: in a language model the causal mask and the positions."""
+    def contexts(self, hidden: Tensor) -> list[dict[str, Any]]:
+        """What each block takes beside its input: in a language model its causal mask and the positions."""
         if not self.family.causal:
-            return {}
-        from transformers.masking_utils import create_causal_mask
+            return [{}] * self.n_layers
+        from transformers.masking_utils import create_masks_for_generate
 
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
-        mask = create_causal_mask(
-            config=self.module.config,
-            inputs_embeds=hidden,
-            attention_mask=None,
-            past_key_values=None,
-            position_ids=positions,
+        config: Any = self.module.config
+        masks = create_masks_for_generate(
+            config=config, inputs_embeds=hidden, attention_mask=None, past_key_values=None, position_ids=positions
         )
-        context = {"attention_mask": mask, "position_ids": positions}
-        if self.family.parts is not None and self.family.parts.rotary is not None:
-            context["position_embeddings"] = self.module.get_submodule(self.family.parts.rotary)(hidden, positions)
-        return context
+        every: dict[str, Any] = {"position_ids": positions}
+        if self.family.rotary is not None:
+            every["position_embeddings"] = self.module.get_submodule(self.family.rotary)(hidden, positions)
+        if isinstance(masks, dict):  # by kind of block, where some see a window only
+            return [every | {"attention_mask": masks[kind]} for kind in config.layer_types[: self.n_layers]]
+        return [every | {"attention_mask": masks}] * self.n_layers
+
+    def window(self, layer: int) -> int | None:
+        """Tokens that a token of the block looks back to, itself included; None where it sees all before it."""
+        config: Any = self.module.config
+        kinds = getattr(config, "layer_types", None)
+        if kinds is not None and kinds[layer] == "full_attention":
+            return None
+        window = getattr(config, "sliding_window", None)
+        return None if window is None else int(window)
 
     def _block(self, layer: int) -> str:
         return f"{self.family.blocks}.{layer}"

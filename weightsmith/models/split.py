@@ -37,6 +37,7 @@ class Block:
         head_width: entries of one head.
         scaling: of the attention's scores.
         causal: tokens attend to themselves and earlier ones only.
+        window: how many of these, where they do not attend to all.
     """
 
     norm1: nn.Module
@@ -48,6 +49,7 @@ class Block:
     head_width: int
     scaling: float
     causal: bool
+    window: int | None
 
     def project(self, hidden: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Queries, keys and values (n, rows, ·) of the rows `hidden` (n, rows, width), heads side by side, not rotated."""
@@ -85,10 +87,12 @@ class Block:
         q, k, v = (torch.unflatten(part, -1, (-1, self.head_width)).transpose(1, 2) for part in (query, key, value))
         rows, tokens = q.shape[2], k.shape[2]
         mask = None
-        whole = first == 0 and rows == tokens
-        if first is not None and not whole and not (rows == 1 and first == tokens - 1):
+        windowed = self.window is not None and tokens > self.window
+        whole = first == 0 and rows == tokens and not windowed
+        if first is not None and not whole and (windowed or not (rows == 1 and first == tokens - 1)):
             places = torch.arange(tokens, device=q.device)
-            mask = places[None, :] <= places[first : first + rows, None]
+            behind = places[first : first + rows, None] - places[None, :]
+            mask = (behind >= 0) & (behind < (self.window or tokens))
         grouped = q.shape[1] != k.shape[1]
         z = F.scaled_dot_product_attention(
             q, k, v, attn_mask=mask, is_causal=whole and rows > 1, scale=self.scaling, enable_gqa=grouped
@@ -178,12 +182,13 @@ class Split:
                     head_width=head_width,
                     scaling=float(getattr(attention, "scaling", head_width**-0.5)),
                     causal=family.causal,
+                    window=model.window(layer),
                 )
             )
         rotation: Rotation | None = None
-        if family.parts.rotary is not None:
+        if family.rotary is not None:
             places = torch.arange(tokens, device=hidden.device)[None]
-            cos, sin = model.module.get_submodule(family.parts.rotary)(hidden, places)
+            cos, sin = model.module.get_submodule(family.rotary)(hidden, places)
             rotation = cos[0], sin[0]
         read_at = tokens - 1 if family.pool == "last" else int(family.cls or 0)
         return cls(model, tuple(blocks), tokens, read_at, rotation)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib import resources
 from pathlib import Path
@@ -22,13 +23,20 @@ from weightsmith.models.preprocess import Preprocess
 from weightsmith.models.text import Tokenize
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "tokenizer_config.json")
+_OLD_MASKS = re.compile(r"\.attn\.(masked_)?bias$")
+"""Causal masks that older checkpoints hold beside their weights, GPT-J's published ones among them; nothing reads them."""
 PRETRAINED = "google/vit-base-patch16-224"
 """The starting point of A3: a ViT-B/16 trained on ImageNet-21k and fine-tuned on ImageNet-1k."""
 
 
-def presets() -> dict[str, dict[str, Any]]:
-    """The shipped network descriptions by name."""
-    return tomllib.loads((resources.files("weightsmith.models") / "presets.toml").read_text(encoding="utf-8"))
+def presets(reads: str = "images") -> dict[str, dict[str, Any]]:
+    """The shipped descriptions of networks by name: of image classifiers, or of language models where they read "text"."""
+    every = tomllib.loads((resources.files("weightsmith.models") / "presets.toml").read_text(encoding="utf-8"))
+    return {
+        name: entries
+        for name, entries in every.items()
+        if (entries["model_type"] in _text_types()) == (reads == "text")
+    }
 
 
 def load(what: str | Path | nn.Module | Model, family: Family | None = None, device: str | None = None) -> Model:
@@ -105,6 +113,37 @@ def create(what: str, class_names: tuple[str, ...], seed: int, channels: int = 3
             )
         module = _with_new_head(_pretrained(str(folder) if folder else what), labels)
     return wrap(module.eval(), None, _processor_entries(folder), what)
+
+
+def create_language(what: str | Mapping[str, Any], tokenizer: Any, seed: int) -> Model:
+    """A language model to train, with fresh weights and as many tokens as its tokenizer has.
+
+    Args:
+        what: a preset's name, or entries as a preset has them.
+        tokenizer: of transformers, a fast one with an end token.
+        seed: of the fresh weights.
+
+    Raises:
+        WeightsmithError: no such preset, or sizes that do not fit one another.
+    """
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    known = presets("text")
+    if isinstance(what, str) and what not in known:
+        raise WeightsmithError(f"{what} is no preset of a language model: {did_you_mean(what, known)}")
+    entries = dict(known[what] if isinstance(what, str) else what)
+    kind, end = entries.pop("model_type"), tokenizer.eos_token_id
+    network = {key: value for key, value in entries.items() if key not in ("training", "vocabulary")}
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        try:
+            config = AutoConfig.for_model(
+                kind, vocab_size=len(tokenizer), bos_token_id=end, eos_token_id=end, **network
+            )
+            module = AutoModelForCausalLM.from_config(config)
+        except Exception as error:
+            raise WeightsmithError(f"these entries describe no network that can be built: {cause_of(error)}") from error
+    return wrap(module.eval(), None, {}, what if isinstance(what, str) else str(kind), tokenizer)
 
 
 def save(model: Model, folder: Path | str, card: str = "") -> None:
@@ -186,7 +225,8 @@ def _pretrained(name: str) -> nn.Module:
             f"`hf download {name} --local-dir DIR` and give --model DIR, or train from a preset: "
             f"{', '.join(presets())}"
         ) from error
-    missing, left_over = sorted(report["missing_keys"]), sorted(report["unexpected_keys"])
+    missing = sorted(report["missing_keys"])
+    left_over = sorted(key for key in report["unexpected_keys"] if not _OLD_MASKS.search(key))
     if missing or left_over:
         what = (
             f"lack {len(missing)} tensors that its config asks for ({missing[0]} first)"

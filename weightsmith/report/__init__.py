@@ -5,6 +5,7 @@ rich renderable, text. Nothing is measured here, nothing is read from a run fold
 """
 
 from weightsmith.report.card import model_card
+from weightsmith.report.comparison import by_batch_size, by_method, comparison_figures, comparison_table
 from weightsmith.report.locate_page import LocateInputs, build_locate
 from weightsmith.report.maps import (
     layer_curve_rows,
@@ -28,6 +29,10 @@ __all__ = [
     "as_data_uri",
     "build",
     "build_locate",
+    "by_batch_size",
+    "by_method",
+    "comparison_figures",
+    "comparison_table",
     "confusion_matrices",
     "evaluation_table",
     "layer_bars",

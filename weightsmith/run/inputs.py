@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from dataclasses import dataclass
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
-import yaml
 from torch import Tensor
 
 from weightsmith.data.corruptions import EmbeddingNoise, corruption
@@ -19,7 +16,7 @@ from weightsmith.data.prompts import read_prompts
 from weightsmith.data.sources import open_data
 from weightsmith.data.split import Source
 from weightsmith.errors import HeldOutError, WeightsmithError
-from weightsmith.files import cause_of, user_path, write_json
+from weightsmith.files import user_path, write_json
 from weightsmith.locate import Cases, ImageCases, Prompt, PromptCases
 from weightsmith.locate.cases import UNDECIDED
 from weightsmith.measure import predict
@@ -27,6 +24,7 @@ from weightsmith.models import Model, create, load, presets, save
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.job import check_device, save_indices
 from weightsmith.run.options import LocateOptions, PairOptions, PatchOptions, SweepOptions
+from weightsmith.run.recorded import recorded_split
 from weightsmith.train import TrainOptions, fit
 
 _log = logging.getLogger(__name__)
@@ -76,13 +74,18 @@ def trained_model(options: LocateOptions, folder: RunFolder) -> Model:
             f"--part {options.part} is not open with --model auto, which trains on a part of the {options.data_path} and holds "
             "out a fifth: give --part val or train"
         )
+    return embedded_model(options.data_path, options.seed, folder, device)
+
+
+def embedded_model(data_path: str, seed: int, folder: RunFolder, device: str) -> Model:
+    """The digits' preset, trained on digits of one kind or the other into the run folder, once, its split recorded."""
     place, checkpoint = folder.path / "model", folder.checkpoints / "checkpoint.pt"
-    source = open_data(options.data_path)
-    split = source.split(0.2, options.seed)
+    source = open_data(data_path)
+    split = source.split(0.2, seed)
     if not checkpoint.exists():
-        _log.info("training a small model on the %s first", options.data_path)
-    model = create("digits", source.class_names, options.seed, source.part("train").channels)
-    recipe = TrainOptions(seed=options.seed, **(presets()["digits"]["training"] | _short(options.data_path)))
+        _log.info("training a small model on the %s first", data_path)
+    model = create("digits", source.class_names, seed, source.part("train").channels)
+    recipe = TrainOptions(seed=seed, **(presets()["digits"]["training"] | _short(data_path)))
     # Always through the checkpoint: one of another seed or data set is refused there, a finished one is not trained again.
     history = fit(model, split.train, split.val, recipe, checkpoint, resume=True)
     if not (history.skipped and (place / "config.json").exists()):
@@ -217,24 +220,11 @@ def _part(options: LocateOptions, source: Source) -> ImageSet:
 
 
 def _recorded_part(options: LocateOptions, source: Source) -> ImageSet | None:
-    folder = _record_of(options.model)
-    if folder is None:
+    recorded = recorded_split(options.model, source)
+    if recorded is None:
         return None
-    mine = next(iter(source.parts.values())).source
-    try:
-        recorded = json.loads((folder / "data_split.json").read_text(encoding="utf-8"))["parts"]
-        theirs = {name: entry for name, entry in recorded.items() if entry["source"] == mine}
-        held = [name for name, entry in theirs.items() if entry["held_out"]]
-        there = {entry["part"] for name, entry in theirs.items() if name not in held}
-        with np.load(folder / "data_split_indices.npz", allow_pickle=False) as stored:
-            indices = {name: stored[name] for name in theirs}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
-        raise WeightsmithError(
-            f"the record of the split in {folder} is damaged ({cause_of(error)}), so nobody knows what is held out: restore "
-            "data_split.json and data_split_indices.npz"
-        ) from error
-    if not theirs:
-        return None
+    theirs, held = recorded.entries, recorded.held()
+    there = {entry["part"] for name, entry in theirs.items() if name not in held}
     remedy = f"give --part {' or '.join(name for name in theirs if name not in held)}" if there else "give other images"
     if options.part in held or options.part in {theirs[name]["part"] for name in held} - there:
         raise HeldOutError(
@@ -244,34 +234,7 @@ def _recorded_part(options: LocateOptions, source: Source) -> ImageSet | None:
         raise WeightsmithError(
             f"--part {options.part} is none of the parts that the run {options.model} records: {remedy}"
         )
-    positions = indices[options.part]
-    images = source.part(theirs[options.part]["part"])
-    return images.subset(np.flatnonzero(np.isin(images.positions, positions)))
-
-
-def _record_of(model: str) -> Path | None:
-    """Where the run that made a model recorded its split, be the model given as the run's folder or as one in it.
-
-    None where no run did.
-    """
-    place = user_path(model)
-    run = place.parent if place.name in ("model", "edited") else place
-    names = ("data_split.json", "data_split_indices.npz")
-    if any((run / name).exists() for name in names):
-        return run
-    try:
-        asked = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
-    except (OSError, ValueError, yaml.YAMLError):
-        return None
-    if not (isinstance(asked, dict) and asked.get("results_dir")):
-        return None
-    results = user_path(str(asked["results_dir"])) / run.name
-    if not any((results / name).exists() for name in names):
-        raise WeightsmithError(
-            f"the run {run} put its results into {results}, where nothing says now what it holds out: copy {names[0]} and "
-            f"{names[1]} of that run into {run}"
-        )
-    return results
+    return recorded.part(options.part, source)
 
 
 def _other_images(options: PairOptions, model: Model, chosen: Chosen) -> Tensor:

@@ -13,7 +13,7 @@ from weightsmith.files import read_csv, write_text
 from weightsmith.request import load_requests, stack_images
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.options import RunOptions
-from weightsmith.run.tables import confusion_tables, delta_name
+from weightsmith.run.tables import confusion_tables, delta_name, edit_rows
 
 
 def write_report(folder: RunFolder, options: RunOptions) -> Path:
@@ -57,8 +57,8 @@ def _edits(folder: RunFolder, options: RunOptions) -> list[report.EditedBatch]:
     for method in options.edit_method:
         path = folder.path / delta_name(options.edit_method, method)
         if path.exists():
-            info = Delta.load(path).info
-            batches.append(report.EditedBatch(method, info["layers"], info["requests"], images))
+            delta = Delta.load(path)
+            batches.append(report.EditedBatch(method, delta.info["layers"], edit_rows(delta), images))
     return batches
 
 

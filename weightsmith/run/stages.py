@@ -142,12 +142,11 @@ def run_edit(job: Job) -> None:
     else:
         requests, part = job.errors(options.edit_from, options.max_edits, options.min_errors)
     _need_errors(requests, part)
-    in_layers = any("layers" in editors()[method].__dataclass_fields__ for method in options.edit_method)
-    layers = edit_layers(job) if in_layers else ()
+    layers = {method: layers_for(job, method) for method in options.edit_method}
     _log.info("editing %d images of %s with %s", len(requests), part, ", ".join(options.edit_method))
     deltas: dict[str, Delta] = {}
     for method in options.edit_method:
-        deltas[method] = make_editor(method, **editor_options(options, method, layers)).solve(
+        deltas[method] = make_editor(method, **editor_options(options, method, layers[method])).solve(
             job.trained, requests, job.part("train"), job.cache_dir
         )
         failed = sum(not row["success"] for row in deltas[method].info["requests"])
@@ -284,14 +283,26 @@ STAGES: dict[str, Stage] = {
 """The stages in their order."""
 
 
-def edit_layers(job: Job) -> tuple[int, ...]:
-    """The user's layers, else those of --layers-from, else the traced ones, else the last three; which, is noted."""
+def layers_for(job: Job, method: str) -> tuple[int, ...]:
+    """The layers that a method edits: none where it has none, and a single one where it takes no more by itself."""
+    if "layers" not in editors()[method].__dataclass_fields__:
+        return ()
+    taken = getattr(make_editor(method), "default_layers", default_layers)(job.trained)
+    return edit_layers(job, 1 if len(taken) == 1 else job.options.num_edit_layers)
+
+
+def edit_layers(job: Job, count: int) -> tuple[int, ...]:
+    """The user's layers, else those of --layers-from, else the traced ones, else the last; which, is noted.
+
+    Args:
+        count: how many, where the user names none.
+    """
     options, model = job.options, job.trained
     if options.edit_layers is not None:
         model.check_layers(options.edit_layers)
         return tuple(sorted(options.edit_layers))
     if options.layers_from is not None:
-        layers = layers_of(options.layers_from, options.num_edit_layers, model.n_layers)
+        layers = layers_of(options.layers_from, count, model.n_layers)
         job.note(f"Layers {list(layers)} are edited, those of largest effect in {options.layers_from}.")
         return layers
     traced = job.folder.results / "effects.safetensors"
@@ -301,25 +312,32 @@ def edit_layers(job: Job) -> tuple[int, ...]:
             raise WeightsmithError(
                 f"--num-edit-layers {options.num_edit_layers}: {len(effects.sites)} layers were traced, give 1 to that many"
             )
-        layers = effects.top_layers(options.num_edit_layers)
+        layers = effects.top_layers(count)
         job.note(f"Layers {list(layers)} are edited, the traced ones of largest effect.")
         return layers
     layers = default_layers(model)
+    layers = layers[-count:] if count == 1 else layers
     job.note(f"Layers {list(layers)} are edited, the last ones of the model: none were given or traced.")
     return layers
+
+
+EDITOR_FLAGS = (
+    "margin", "null_fraction", "null_threshold", "ridge", "l2", "head_lr", "head_steps", "ewc_strength", "ewc_lambda",
+    "closed_form", "seed",
+)  # fmt: skip
+"""Flags that are hyper-parameters of an editor under the same name; others, such as --lr, are of the training."""
 
 
 def editor_options(options: RunOptions, method: str, layers: tuple[int, ...]) -> dict[str, Any]:
     """Hyper-parameters of one editor from the flags; a flag that was not given leaves the editor's own default."""
     cls = editors().get(method)
     fields = {field.name for field in dataclasses.fields(cls)} if cls is not None else set()
-    given = {name: getattr(options, name) for name in fields if getattr(options, name, None) is not None}
+    known = [name for name in EDITOR_FLAGS if name in fields]
+    given = {name: getattr(options, name) for name in known if getattr(options, name) is not None}
     if "layers" in fields:
         given["layers"] = layers
     if "null_floor" in fields and not options.whiten:
         given["null_floor"] = None
-    if "l2" in given:
-        given["ridge"] = None  # the absolute ridge takes the place of the relative one
     return given
 
 

@@ -14,6 +14,10 @@ EDIT_COLUMNS = (
 )  # fmt: skip
 
 
+ANSWER_COLUMNS = tuple(name.replace("class_", "answer_") for name in EDIT_COLUMNS)
+"""The same for a language model, whose answers are words."""
+
+
 def edit_log_name(method: str) -> str:
     """`edit_log.csv` for AlphaEdit, `head_edit_log.csv` for the head, and so on."""
     return "edit_log.csv" if method == "alphaedit" else f"{method}_edit_log.csv"
@@ -24,9 +28,14 @@ def delta_name(methods: tuple[str, ...], method: str) -> str:
     return "delta.safetensors" if method == methods[0] else f"delta_{method}.safetensors"
 
 
-def edit_rows(delta: Delta) -> list[dict[str, object]]:
+def edit_rows(delta: Delta, called: str = "class") -> list[dict[str, object]]:
+    """Rows of a delta's edit log; `called` is what the model gives: a class, or an answer."""
     layers = " ".join(str(layer) for layer in delta.info.get("layers", []))
-    return [{**row, "layers": layers} for row in delta.info["requests"]]
+    renamed = {"before": f"{called}_before", "after": f"{called}_after"}
+    return [
+        {renamed.get(name, name): value for name, value in row.items()} | {"layers": layers}
+        for row in delta.info["requests"]
+    ]
 
 
 def confusion_rows(part: str, reports: dict[str, EditReport]) -> list[dict[str, object]]:

@@ -8,12 +8,12 @@ from pathlib import Path
 import pytest
 import torch
 
-import weightsmith.train as room
 from weightsmith.data.images import ImageSet
 from weightsmith.delta import weights_hash
 from weightsmith.errors import HeldOutError, WeightsmithError
 from weightsmith.models import Model, create
-from weightsmith.train import TrainOptions, fit
+from weightsmith.train import TrainOptions, fit, loop
+from weightsmith.train.loop import Training
 
 OPTIONS = TrainOptions(epochs=3, batch_size=16, lr=1e-2, augment="light")
 
@@ -38,21 +38,21 @@ def test_a_training_stopped_at_any_step_resumes_to_the_same_weights(
     parts: tuple[ImageSet, ImageSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
 ) -> None:
     """Five steps an epoch; a checkpoint after every step, as in a long epoch."""
-    monkeypatch.setattr(room, "_SAVE_SECONDS", -1.0)
+    monkeypatch.setattr(loop, "_SAVE_SECONDS", -1.0)
     straight = fresh()
     history = fit(straight, *parts, OPTIONS, tmp_path / "straight.pt")
     steps = 0
-    real = room._Run._step
+    real = Training._step
 
-    def dying(self: room._Run, *batch: torch.Tensor) -> None:
+    def dying(self: Training, epoch: int, step: int) -> None:
         nonlocal steps
         if steps == stop_at:
             raise KeyboardInterrupt
         steps += 1
-        real(self, *batch)
+        real(self, epoch, step)
 
     with monkeypatch.context() as patched:
-        patched.setattr(room._Run, "_step", dying)
+        patched.setattr(Training, "_step", dying)
         with pytest.raises(KeyboardInterrupt):
             fit(fresh(), *parts, OPTIONS, tmp_path / "stopped.pt")
     torch.manual_seed(999)  # another process has another random state

@@ -1,0 +1,144 @@
+"""Corrections of images: read at CLS (or the pooled position), alone or averaged over augmented views."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weightsmith.data.views import random_view
+from weightsmith.edit.corrections import Goal, Measured
+from weightsmith.edit.targets import TargetOptions, TargetValues, descend, logits_to_reach, margins
+from weightsmith.models import Model, patch, record
+from weightsmith.request import ImageRequest, stack_images, targets
+from weightsmith.site import Site
+
+
+@dataclass(frozen=True, eq=False)
+class ImageCorrections:
+    """Images and the classes that they should get.
+
+    Attributes:
+        requests: E of them.
+        views: how many augmented views stand beside each image; keys are averaged over all of them.
+        view: which kind of view, see `weightsmith.data.views`.
+        seed: of the views.
+    """
+
+    requests: Sequence[ImageRequest]
+    views: int = 0
+    view: str = "light"
+    seed: int = 0
+
+    def __len__(self) -> int:
+        return len(self.requests)
+
+    def part(self, first: int, end: int) -> ImageCorrections:
+        """The requests from `first` up to `end`."""
+        return replace(self, requests=self.requests[first:end])
+
+    @cached_property
+    def images(self) -> Tensor:
+        """(views + 1, E, channels, height, width) uint8; the images themselves first."""
+        own = stack_images(self.requests)
+        return torch.stack([own, *(random_view(own, self.view, self.seed * 1009 + k) for k in range(self.views))])
+
+    @cached_property
+    def targets(self) -> Tensor:
+        """(E,) wanted classes."""
+        return targets(self.requests)
+
+    @torch.no_grad()
+    def leads(self, model: Model) -> Tensor:
+        return margins(self._logits(model), self.targets)
+
+    @torch.no_grad()
+    def measure(self, model: Model, kind: str, layer: int | None, goal: Goal) -> Measured:
+        key, value = model.lookup(model.key_of(kind), layer), model.lookup(goal.kind, goal.layer)
+        keys, present = [], []
+        for images in self.images:
+            seen = record(model, model.preprocess(images, model.device), [key, value])
+            keys.append(seen[key].flatten(1))
+            present.append(seen[value].flatten(1))
+        return Measured(torch.stack(keys).mean(0), keys[0], torch.stack(present).mean(0))
+
+    def columns(self, layer: int | None) -> list[str]:  # noqa: ARG002  (an image has one row everywhere)
+        return [request.name for request in self.requests]
+
+    def wanted(self, model: Model, goal: Goal, options: TargetOptions) -> TargetValues:
+        wanted = self.targets.to(model.device)
+        if goal.layer is None:
+            logits = torch.stack([self._logits(model, k) for k in range(len(self.images))]).mean(0).to(model.device)
+            return TargetValues(
+                logits_to_reach(logits, wanted, options.margin), torch.ones(len(self), dtype=torch.bool)
+            )
+        lookup = model.lookup(goal.kind, goal.layer)
+        start = Site("resid.out" if goal.kind == "resid.out" else "resid.in", goal.layer)
+        with torch.no_grad():
+            seen = [record(model, model.preprocess(images, model.device), [start, lookup]) for images in self.images]
+        entering = [one[start] for one in seen]
+        inits = [one[lookup].flatten(1) for one in seen]
+
+        def evaluate(delta: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
+            losses, leads = [], []
+            for hidden in entering:
+                logits = logits_with(model, goal, hidden[which], delta.to(hidden.dtype)).float()
+                losses.append(F.cross_entropy(logits, wanted[which], reduction="none"))
+                leads.append(margins(logits, wanted[which]))
+            return torch.stack(losses).mean(0), torch.stack(leads).amin(0)
+
+        return descend(torch.stack(inits).mean(0), evaluate, options)
+
+    def at_head(self, model: Model) -> tuple[Tensor, Tensor]:
+        site = model.lookup("classifier.key")
+        with torch.no_grad():
+            seen = [record(model, model.preprocess(images, model.device), [site])[site] for images in self.images]
+        return torch.cat(seen).flatten(1), self.targets.to(model.device).repeat(len(self.images))
+
+    def loss(self, model: Model, which: Tensor) -> Tensor:
+        losses = []
+        for images in self.images:
+            logits = model.logits(model.preprocess(images[which], model.device)).float()
+            losses.append(F.cross_entropy(logits, self.targets[which].to(logits.device), reduction="none"))
+        return torch.stack(losses).mean(0)
+
+    def answers(self, model: Model) -> list[dict[str, Any]]:
+        logits = self._logits(model)
+        found = zip(
+            logits.argmax(1).tolist(), margins(logits, self.targets).tolist(), self.targets.tolist(), strict=True
+        )
+        return [{"answer": answer, "margin": lead, "success": answer == target} for answer, lead, target in found]
+
+    def rows(self) -> list[dict[str, Any]]:
+        return [{"sample": request.name, "target": request.target} for request in self.requests]
+
+    @torch.no_grad()
+    def _logits(self, model: Model, view: int = 0) -> Tensor:
+        return model.logits(model.preprocess(self.images[view], model.device)).float().cpu()
+
+
+def logits_with(model: Model, goal: Goal, hidden: Tensor, delta: Tensor) -> Tensor:
+    """Logits when δ (E, width) is added at the lookup token of the goal.
+
+    Args:
+        hidden: what leaves the goal's block where the goal is "resid.out", else what enters it.
+    """
+    assert goal.layer is not None
+
+    def moved(activation: Tensor) -> Tensor:
+        at = model.family.cls
+        if at is None:
+            return activation + delta
+        added = activation.clone()
+        added[:, at] = added[:, at] + delta
+        return added
+
+    if goal.kind == "resid.out":
+        return model.run_from(goal.layer + 1, moved(hidden))
+    with patch(model, {Site(goal.kind, goal.layer): moved}):
+        return model.run_from(goal.layer, hidden)

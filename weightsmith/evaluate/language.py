@@ -1,0 +1,76 @@
+"""How well a language model reads ordinary text, and how far an edit moved what it says of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from weightsmith.delta import Delta, lifted, wears_delta
+from weightsmith.errors import WeightsmithError
+from weightsmith.models import Model
+
+
+@torch.no_grad()
+def perplexity(model: Model, texts: Iterable[Tensor]) -> float:
+    """The exponential of the mean negative log-likelihood, over the tokens that have one before them.
+
+    Args:
+        texts: batches (n, T) of token ids, windows of text kept aside, T ≥ 2.
+
+    Raises:
+        WeightsmithError: no text, or windows that are too short or too long for the model.
+    """
+    total, count = 0.0, 0
+    for ids in _windows(model, texts, shortest=2):
+        for logits, wanted in zip(model.token_logits(ids)[:, :-1], ids[:, 1:], strict=True):
+            total += float(F.cross_entropy(logits.float(), wanted, reduction="none").double().sum())
+            count += len(wanted)
+    # Of a model that an edit has broken it may be infinite, which is no error here.
+    return float(torch.tensor(total / count, dtype=torch.float64).exp())
+
+
+@torch.no_grad()
+def drift(model: Model, texts: Iterable[Tensor], delta: Delta | None = None) -> float:
+    """Mean KL(before ‖ after) in nats of what comes next, over every token of the texts: 0 where an edit changed nothing.
+
+    Args:
+        texts: batches (n, T) of token ids, windows of text kept aside.
+        delta: the edit; None takes the one that the model wears.
+
+    Raises:
+        WeightsmithError: no delta, or texts as in `perplexity`.
+    """
+    if delta is None and not wears_delta(model):
+        raise WeightsmithError("the model wears no delta: measure inside `with delta.on(model)`, or pass the delta")
+    if delta is not None:
+        delta.check(model)
+    total, count = 0.0, 0
+    for ids in _windows(model, texts, shortest=1):
+        with lifted(model) if delta is None else nullcontext():
+            before = model.token_logits(ids)
+        with nullcontext() if delta is None else delta.on(model, check=False):  # its hash is checked once, above
+            after = model.token_logits(ids)
+        for was, now in zip(before, after, strict=True):  # a window at a time: float64 of all would be twice the memory
+            old, new = was.double().log_softmax(-1), now.double().log_softmax(-1)
+            total += float(F.kl_div(new, old, reduction="sum", log_target=True))
+        count += ids.numel()
+    return total / count
+
+
+def _windows(model: Model, texts: Iterable[Tensor], shortest: int) -> Iterator[Tensor]:
+    seen = False
+    for ids in texts:
+        if ids.ndim != 2 or not shortest <= ids.shape[1] <= model.n_tokens:
+            raise WeightsmithError(
+                f"windows of text must be (n, T) token ids with T from {shortest} to {model.n_tokens}, "
+                f"not {tuple(ids.shape)}: cut the text to that length"
+            )
+        if len(ids):
+            seen = True
+            yield ids.to(model.device)
+    if not seen:
+        raise WeightsmithError("there is no text to measure on: give windows of token ids")

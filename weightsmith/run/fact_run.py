@@ -1,0 +1,117 @@
+"""`weightsmith facts`: the fact world and the small GPT-2 that knows it, in a run folder; and how others find them again."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from weightsmith.data.factworld import Fact, FactWorld, Relation, fact_world
+from weightsmith.delta import weights_hash
+from weightsmith.errors import WeightsmithError
+from weightsmith.files import cause_of, default_cache_dir, explained, user_path
+from weightsmith.models import Model, load
+from weightsmith.run.facts import fact_model
+from weightsmith.run.job import check_device
+from weightsmith.run.options import FactsOptions, FolderOptions
+from weightsmith.run.session import Kin, session
+
+_log = logging.getLogger(__name__)
+
+FACTS = "facts"
+"""The name of the run, of the data set, and of the folder in the cache."""
+
+KIN = Kin(
+    commands=("facts",),
+    called="facts",
+    another="another command",
+    results=(),
+    inside=("facts.json", "recall.json", "training_metrics.csv", "checkpoint.pt"),
+    worth=("checkpoint.pt",),
+)
+
+
+def facts(options: FactsOptions) -> Path:
+    """Make the fact world and train its model, and return the run's folder.
+
+    Raises:
+        WeightsmithError: a run that exists without `resume` or `overwrite`, or was made with another seed.
+    """
+    with session(options, "facts", KIN, FACTS) as folder:
+        model, world = fact_model(folder.path, options.seed, options.resume)
+        folder.write_env(weights=weights_hash(model), seed=options.seed, world=world.fingerprint(), tables=world.tables)
+        recalled = json.loads((folder.path / "recall.json").read_text(encoding="utf-8"))
+    table = Table(title="Share of the facts that the model recalls, with 95% intervals", box=box.SIMPLE_HEAD)
+    table.add_column("relation", no_wrap=True)
+    for heading in ("wordings that it read", "wordings kept aside", "facts"):
+        table.add_column(heading, justify="right")
+    for relation in recalled["trained"]:
+        both = [recalled[name][relation] for name in ("trained", "kept_aside")]
+        shown = [f"{one['value']:.3f} \\[{one['low']:.3f}, {one['high']:.3f}]" for one in both]
+        table.add_row(relation, *shown, str(both[0]["n"]))
+    console = Console()
+    console.print(table)
+    where = escape(str(folder.path))
+    console.print(f"[bold]{where}[/] holds everything; {where}/model loads in transformers", soft_wrap=True)
+    return folder.path
+
+
+def of_auto(options: FolderOptions) -> tuple[Model, FactWorld]:
+    """The small GPT-2 of the fact world and that world: of the run `facts` where there is one, else made in the cache."""
+    device = check_device(options.device)
+    made = user_path(options.runs_dir) / FACTS
+    world = world_of(made)
+    if world is not None and world.fingerprint() == fact_world(0).fingerprint():
+        return load(made, device=device), world
+    cache = user_path(options.cache_dir) if options.cache_dir else default_cache_dir()
+    place = cache / "fact-model"
+    with explained(place):
+        place.mkdir(parents=True, exist_ok=True)
+    with FileLock(place / ".lock"):  # another process may be training it
+        _log.info("the model is the small GPT-2 of the fact world, kept in %s", place)
+        model, world = fact_model(place, 0, resume=True)
+    model.module.to(device)
+    return model, world
+
+
+def world_of(folder: Path) -> FactWorld | None:
+    """The fact world beside a model, given as its run's folder or as `model` in it; None where there is none.
+
+    Raises:
+        WeightsmithError: `facts.json` is damaged, or was changed.
+    """
+    place = folder.parent if folder.name in ("model", "edited") else folder
+    path = place / "facts.json"
+    if not (path.is_file() and (place / "recall.json").is_file()):  # any other facts may bear that name
+        return None
+    try:
+        entries: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+        world = FactWorld(
+            tuple(
+                Fact(*(one[name] for name in ("name", "relation", "subject", "object")), *map(tuple, _wordings(one)))
+                for one in entries["facts"]
+            ),
+            {one["name"]: Relation(one["name"], one["of"], tuple(one["templates"])) for one in entries["relations"]},
+            tuple(entries["plain"]),
+            entries["seed"],
+            entries["tables"],
+        )
+        whole = world.fingerprint() == entries["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise WeightsmithError(
+            f"{path} is damaged ({cause_of(error)}): make the run anew with `weightsmith facts`"
+        ) from error
+    if not whole:
+        raise WeightsmithError(f"{path} was changed since it was made: make the run anew with `weightsmith facts`")
+    return world
+
+
+def _wordings(one: dict[str, Any]) -> tuple[list[int], list[int]]:
+    return one["trained"], one["kept_aside"]

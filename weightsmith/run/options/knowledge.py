@@ -1,0 +1,68 @@
+"""The options of `facts`, `edit` and `compare`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from weightsmith.run.options.folder import FolderOptions
+
+
+@dataclass(frozen=True, kw_only=True)
+class FactsOptions(FolderOptions):
+    """Make the fact world, and train a small GPT-2 on it: a few minutes on a CPU."""
+
+    seed: int = 0
+    """Of the world, the weights and the training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EditOptions(FolderOptions):
+    """Edit facts in a language model, and measure what became of them and of everything else."""
+
+    model: str = "auto"
+    """A language model: Hugging Face folder, run folder or hub name. `auto` takes the small GPT-2 of the fact world, which
+    is trained once, in a few minutes."""
+    data_path: str = "facts"
+    """A JSON file of facts: CounterFact, zsRE, EasyEdit's layouts or our own. `facts` takes those of the fact world."""
+    edit_method: tuple[str, ...] = ("alphaedit",)
+    """One or more of alphaedit, memit, emmet, rome, head, finetune, lora; several are measured on the same edits."""
+    hparams: str | None = None
+    """Hyper-parameters: a YAML or JSON file (ours, EasyEdit's, or those of the papers' code), or the name of a model that
+    they are shipped for, such as gpt2-xl [the editor's own, scale-free]."""
+    edit_layers: tuple[int, ...] | None = None
+    """Layers to edit [those of --hparams, else the editor's own]."""
+    max_edits: int = 100
+    """Facts to edit at most, drawn at random with --seed; fewer are the first of more."""
+    preserve: tuple[str, ...] = ()
+    """UTF-8 text files that say what the model must go on doing: key statistics come from them [the fact world's text]."""
+    margin: float | None = None
+    """Logit margin by which the wanted answer should lead [the editor's own]."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(FolderOptions):
+    """Compare editing methods over batch sizes and seeds on the same requests."""
+
+    model: str = "auto"
+    """A language model or a trained image classifier: run folder, Hugging Face folder or hub name. `auto` takes the small
+    model of the facts, the digits or the coloured digits, and trains it first."""
+    data_path: str = "facts"
+    """`facts` or a JSON file of facts, as for `edit`; for a classifier images, as for `run`, of which the validation part
+    gives the requests, the train part what is preserved, and the held-out part the proof."""
+    methods: tuple[str, ...] | None = None
+    """Which to compare [rome memit emmet alphaedit head finetune lora, each with its own defaults]."""
+    hparams: tuple[str, ...] = ()
+    """YAML or JSON files of hyper-parameters, as for `edit`, each for the method that it names."""
+    batch_sizes: tuple[int, ...] | None = None
+    """Edits in a batch; each cell is one batch on the unedited model [1 8 32 128]."""
+    seeds: tuple[int, ...] | None = None
+    """Of the draws of requests; the same draw for every method, and a batch is the first of a larger one [0 1 2]."""
+    requests: str | None = None
+    """The comparison.json (or its run folder) of an earlier comparison, to measure on the very same requests."""
+    preserve: tuple[str, ...] = ()
+    """UTF-8 text files, as for `edit`."""
+    views: Literal["none", "light", "natural", "dihedral"] = "light"
+    """Images: augmented views of edited images on which generalisation is measured."""
+    n_views: int = 8
+    """Images: views an edited image."""

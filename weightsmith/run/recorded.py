@@ -1,0 +1,89 @@
+"""What the run that made a model recorded of its split: which images it learned from, and which it holds out."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from zipfile import BadZipFile
+
+import numpy as np
+import yaml
+
+from weightsmith.data.images import ImageSet
+from weightsmith.data.split import Source
+from weightsmith.errors import WeightsmithError
+from weightsmith.files import cause_of, user_path
+
+_NAMES = ("data_split.json", "data_split_indices.npz")
+
+
+@dataclass(frozen=True, eq=False)
+class Recorded:
+    """The parts of one data set, as a run cut it.
+
+    Attributes:
+        entries: part → what `data_split.json` says of it; indices: part → (n,) positions in its source.
+    """
+
+    entries: dict[str, dict[str, Any]]
+    indices: dict[str, np.ndarray]
+
+    def held(self) -> list[str]:
+        """The parts that are held out."""
+        return [name for name, entry in self.entries.items() if entry["held_out"]]
+
+    def part(self, name: str, source: Source) -> ImageSet:
+        """The images of a part, sealed where they are held out."""
+        images = source.part(self.entries[name]["part"])
+        found = images.subset(np.flatnonzero(np.isin(images.positions, self.indices[name])))
+        return found.seal() if name in self.held() else found
+
+
+def recorded_split(model: str, source: Source) -> Recorded | None:
+    """What the run of a model recorded of this data set; None where there is no record of it.
+
+    Raises:
+        WeightsmithError: a record that is damaged or gone: nobody knows then what is held out.
+    """
+    folder = _record_of(model)
+    if folder is None:
+        return None
+    mine = next(iter(source.parts.values())).source
+    try:
+        recorded = json.loads((folder / _NAMES[0]).read_text(encoding="utf-8"))["parts"]
+        theirs = {name: entry for name, entry in recorded.items() if entry["source"] == mine}
+        _ = [(entry["held_out"], entry["part"]) for entry in theirs.values()]
+        with np.load(folder / _NAMES[1], allow_pickle=False) as stored:
+            indices = {name: stored[name] for name in theirs}
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
+        raise WeightsmithError(
+            f"the record of the split in {folder} is damaged ({cause_of(error)}), so nobody knows what is held out: restore "
+            "data_split.json and data_split_indices.npz"
+        ) from error
+    return Recorded(theirs, indices) if theirs else None
+
+
+def _record_of(model: str) -> Path | None:
+    """Where the run that made a model recorded its split, be the model given as the run's folder or as one in it.
+
+    None where no run did.
+    """
+    place = user_path(model)
+    run = place.parent if place.name in ("model", "edited") else place
+    if any((run / name).exists() for name in _NAMES):
+        return run
+    try:
+        asked = yaml.safe_load((run / "config.yaml").read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError):
+        return None
+    if not (isinstance(asked, dict) and asked.get("results_dir")):
+        return None
+    results = user_path(str(asked["results_dir"])) / run.name
+    if not any((results / name).exists() for name in _NAMES):
+        raise WeightsmithError(
+            f"the run {run} put its results into {results}, where nothing says now what it holds out: copy {_NAMES[0]} and "
+            f"{_NAMES[1]} of that run into {run}"
+        )
+    return results
