@@ -13,19 +13,27 @@ from rich.table import Table
 
 import weightsmith as ws
 from weightsmith.data.split import Split
-from weightsmith.files import write_csv, write_json
+from weightsmith.files import read_csv, write_csv, write_json
 from weightsmith.models import create, load, presets, save
 from weightsmith.run.folder import environment
 from weightsmith.train import TrainOptions, fit
 
 SHOWN = ("efficacy", "generalisation", "locality", "repaired", "net_accuracy_change")
-EDITORS: dict[str, Callable[[], ws.edit.Editor]] = {
-    "alphaedit": lambda: ws.edit.AlphaEdit(),
-    "alphaedit, projector": lambda: ws.edit.AlphaEdit(null_fraction=0.5, null_floor=None),
-    "head": lambda: ws.edit.HeadEdit(),
-    "head, closed form": lambda: ws.edit.HeadEdit(closed_form=True),
-    "finetune": lambda: ws.edit.FineTune(),
+EDITORS: dict[str, Callable[[bool, str], ws.edit.Editor]] = {
+    "patcher": lambda site, view: ws.edit.Patcher(new_site=site, view=view),
+    "patcher, memory only": lambda site, view: ws.edit.Patcher(budget=0.0),
+    "alphaedit": lambda site, view: ws.edit.AlphaEdit(),
+    "memit": lambda site, view: ws.edit.MEMIT(),
+    "emmet": lambda site, view: ws.edit.EMMET(),
+    "rome": lambda site, view: ws.edit.ROME(),
+    "head": lambda site, view: ws.edit.HeadEdit(),
+    "head, closed form": lambda site, view: ws.edit.HeadEdit(closed_form=True),
+    "finetune": lambda site, view: ws.edit.FineTune(),
+    "finetune + KL": lambda site, view: ws.edit.FineTune(lr=3e-4, steps=200, kl=10.0),
+    "finetune + KL, last block": lambda site, view: ws.edit.FineTune(blocks=(5,), lr=1e-2, steps=200, kl=10.0),
+    "lora + KL, last block": lambda site, view: ws.edit.LoRA(blocks=(5,), lr=1e-2, steps=200, kl=3.0),
 }
+"""By name: an editor, told whether the corrections come from a new site, and which views an image of the data has."""
 
 
 def trained(preset: str, split: Split, seed: int, work: Path) -> tuple[ws.Model, float]:
@@ -51,13 +59,15 @@ def edit_rows(
     held_out: ws.data.ImageSet,
     views: str,
     work: Path,
+    new_site: bool = False,
+    editors: Sequence[str] = tuple(EDITORS),
     **columns: object,
 ) -> list[dict[str, object]]:
     """One row an editor: the headline measures with their intervals, and the seconds of the solve."""
     rows: list[dict[str, object]] = []
-    for name, make in EDITORS.items():
+    for name in editors:
         started = time.perf_counter()
-        delta = make().solve(model, requests, preserve, work / "cache")
+        delta = EDITORS[name](new_site, views).solve(model, requests, preserve, work / "cache")
         seconds = time.perf_counter() - started
         report = ws.evaluate.editing(model, requests, held_out, delta, views=views)
         row = {**columns, "method": name, "edits": len(requests), "seconds": round(seconds, 2)}
@@ -89,6 +99,10 @@ def show(rows: Sequence[dict[str, object]], title: str) -> None:
 
 
 def keep(rows: Sequence[dict[str, object]], folder: Path, name: str) -> None:
-    """Write the rows as CSV and the machine beside them."""
-    write_csv(folder / f"{name}.csv", rows)
+    """Write the rows as CSV and the machine beside them; rows of an earlier run that this one did not measure stay."""
+    path = folder / f"{name}.csv"
+    measured = {tuple(str(row[key]) for key in ("protocol", "seed", "method")) for row in rows}
+    old = list(read_csv(path)) if path.exists() else []
+    kept = [row for row in old if tuple(row[key] for key in ("protocol", "seed", "method")) not in measured]
+    write_csv(path, [*kept, *rows])
     write_json(folder / "machine.json", environment())

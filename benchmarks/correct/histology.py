@@ -1,4 +1,4 @@
-"""Correct a small ViT on histology under two protocols, three seeds, with every editor on the same corrections.
+"""Correct a small ViT on histology under two protocols, five seeds, with every editor on the same corrections.
 
 S, a new site: 30 errors come from one random half of the test patients' images, the other half is held out.
 P, other patients: 30 errors come from the validation patients, all test images are held out.
@@ -15,7 +15,7 @@ import argparse
 import os
 from pathlib import Path
 
-from common import edit_rows, keep, show, trained
+from common import EDITORS, edit_rows, keep, show, trained
 
 import weightsmith as ws
 from weightsmith.data.split import stratified
@@ -26,8 +26,10 @@ DEFAULT = Path(os.environ.get("WEIGHTSMITH_TEST_DATA", "../shared/data")) / "med
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--data", type=Path, default=DEFAULT)
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2, 3, 4])
     parser.add_argument("--edits", type=int, default=30)
+    parser.add_argument("--editors", nargs="+", choices=list(EDITORS), default=list(EDITORS))
+    parser.add_argument("--protocols", nargs="+", choices=["V", "S", "P"], default=["V", "S", "P"])
     parser.add_argument("--work", type=Path, default=Path("runs/benchmark-histology"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
     given = parser.parse_args()
@@ -36,6 +38,7 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     for seed in given.seeds:
         model, seconds = trained("small", split, seed, given.work)
+        print(f"seed {seed}: trained in {seconds:.0f} s", flush=True)
         rest, stream = stratified(source.part("test"), 0.5, seed, "--stream-ratio")
         val_rest, val_stream = stratified(split.val, 0.5, seed, "--stream-ratio")
         protocols = {
@@ -43,15 +46,14 @@ def main() -> None:
             "S": (stream, rest.seal()),
             "P": (split.val, split.held_out),
         }
-        for protocol, (corrections, held_out) in protocols.items():
+        for protocol in given.protocols:
+            corrections, held_out = protocols[protocol]
             errors = ws.misclassified(model, corrections, limit=given.edits, seed=seed)
             columns = {"protocol": protocol, "seed": seed, "training_seconds": round(seconds, 1)}
-            rows += edit_rows(model, errors, split.train, held_out, "dihedral", given.work, **columns)
-        errors = ws.misclassified(model, split.train, limit=50, seed=seed)
-        effects = ws.locate.causal_trace(model, errors, ws.views.embedding_noise(3.0))
-        done, naive = effects.info["block_forwards"], effects.info["naive_block_forwards"]
-        print(f"seed {seed}: trained in {seconds:.0f} s; tracing {len(errors)} images took {done:,} block forwards,")
-        print(f"  naively {naive:,} ({naive / done:.2f} times as many); layers {effects.top_layers(3)}")
+            site = protocol != "P"
+            rows += edit_rows(
+                model, errors, split.train, held_out, "dihedral", given.work, site, given.editors, **columns
+            )
     keep(rows, given.out, "histology")
     show(rows, f"histology, {given.edits} edits, mean (seeds {', '.join(map(str, given.seeds))}), %")
 

@@ -15,9 +15,10 @@ import pytest
 
 import weightsmith as ws
 from weightsmith.delta import Delta, weights_hash
+from weightsmith.edit import editors
 from weightsmith.effects import Effects
 from weightsmith.run import stages
-from weightsmith.run.options import METHODS, STAGE_NAMES
+from weightsmith.run.options import STAGE_NAMES
 from weightsmith.run.tables import delta_name
 
 
@@ -269,11 +270,11 @@ def test_stage_order_is_that_of_the_pipeline() -> None:
 def test_every_editor_by_name(weightsmith, run_copy: Path, tmp_path: Path) -> None:
     """ROME and EMMET take the one traced layer of largest effect; flags of the training are none of an editor's."""
     flags = ["--runs-dir", run_copy.parent, "--run-name", "base", "--stage", "edit", "--overwrite", "--max-edits", 2]
-    outcome = weightsmith("run", *flags, "--edit-method", *METHODS, "--margin", 0.2)
+    outcome = weightsmith("run", *flags, "--edit-method", *editors(), "--margin", 0.2)
     assert outcome.status == 0, outcome.err
     layers = {}
-    for method in METHODS:
-        delta = Delta.load(run_copy / delta_name(METHODS, method))
+    for method in editors():
+        delta = Delta.load(run_copy / delta_name(tuple(editors()), method))
         layers[method] = delta.info["layers"]
         assert delta.info["options"]["margin"] == 0.2
         assert delta.info["options"].get("lr") != 3e-3
@@ -281,3 +282,4 @@ def test_every_editor_by_name(weightsmith, run_copy: Path, tmp_path: Path) -> No
     assert layers["rome"] == layers["emmet"] == list(traced.top_layers(1))
     assert layers["alphaedit"] == layers["memit"] == list(traced.top_layers(3))
     assert layers["head"] == layers["finetune"] == layers["lora"] == []
+    assert layers["patcher"] == [2]

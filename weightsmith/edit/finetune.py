@@ -35,12 +35,13 @@ _POOL_TOKENS = 8192
 @editor("finetune")
 @dataclass(frozen=True, kw_only=True)
 class FineTune:
-    """Adam on every weight until each wanted answer leads by the margin.
+    """Adam on the weights, all or those of some blocks and the classifier, until each wanted answer leads by the margin.
 
     loss = NLL(requests below their margin) + `kl` · KL(before ‖ now) + `replay` · NLL(preserved), the last two on a batch
     of preserved samples a step: of images those that the model gets right with their labels, of texts their next tokens.
 
     Attributes:
+        blocks: blocks that are learned, with the classifier; None learns every weight.
         lr: Adam's step; steps: at most so many.
         margin: logit margin by which the wanted answer should win; None takes `MARGIN`.
         kl, replay: weights of the terms that hold it back.
@@ -49,6 +50,7 @@ class FineTune:
         seed: of the choice of preserved samples.
     """
 
+    blocks: tuple[int, ...] | None = None
     lr: float = 1e-4
     steps: int = 100
     margin: float | None = None
@@ -79,8 +81,10 @@ class FineTune:
         margin = self.margin if self.margin is not None else MARGIN[model.family.reads]
         held = _Held.of(model, texts_of(preserve), self) if self.kl or self.replay else None
         base = weights_hash(model)
-        with _learning(model) as weights:
-            learned = self._learned(model, weights)
+        if self.blocks is not None:
+            model.check_layers(self.blocks)
+        with _learning(model, self._names(model)) as weights:
+            learned = self._learned(weights)
             optimizer = torch.optim.Adam(learned.parameters(), lr=self.lr)
             steps = 0
             for _ in range(self.steps):
@@ -103,17 +107,25 @@ class FineTune:
         info = {"method": self.name, "options": asdict(self), "layers": [], "steps": steps, "repeated": repeated}
         return finished(model, corrections, Delta(changes, base), torch.zeros(len(corrections)), info)
 
-    def _learned(self, model: Model, weights: dict[str, Tensor]) -> _Learned:  # noqa: ARG002  (adapters need it)
+    def _names(self, model: Model) -> list[str]:
+        """The parameters that are learned."""
+        names = [name for name, weight in model.module.named_parameters() if weight.is_floating_point()]
+        if self.blocks is None:
+            return names
+        places = [f"{model.family.blocks}.{layer}." for layer in self.blocks] + [f"{model.family.classifier}."]
+        return [name for name in names if name.startswith(tuple(places))]
+
+    def _learned(self, weights: dict[str, Tensor]) -> _Learned:
         return _AllWeights(weights)
 
 
 @editor("lora")
 @dataclass(frozen=True, kw_only=True)
 class LoRA(FineTune):
-    """Fine-tuning of low-rank adapters W + (alpha/rank) · B A on every linear map of the blocks (Hu et al., LoRA, 2022).
+    """Fine-tuning of low-rank adapters W + (alpha/rank) · B A on the linear maps of the blocks and the classifier.
 
-    A begins as Kaiming-uniform noise and B at zero, as in the reference implementation; nothing else is learned. The same
-    terms hold it back as in `FineTune`.
+    After Hu et al., LoRA, 2022. A begins as Kaiming-uniform noise and B at zero, as in the reference implementation; nothing
+    else is learned. The same terms hold it back as in `FineTune`.
 
     Attributes:
         rank, alpha: of the adapters.
@@ -125,10 +137,16 @@ class LoRA(FineTune):
 
     name: ClassVar[str] = "lora"
 
-    def _learned(self, model: Model, weights: dict[str, Tensor]) -> _Learned:
-        blocks = f"{model.family.blocks}."
-        inside = {n: w for n, w in weights.items() if blocks in n and n.endswith("weight") and w.ndim == 2}
-        return _Adapters(inside, self.rank, self.alpha / self.rank, self.seed)
+    def _names(self, model: Model) -> list[str]:
+        places = (f"{model.family.blocks}.", f"{model.family.classifier}.")
+        return [
+            name
+            for name in super()._names(model)
+            if name.startswith(places) and name.endswith("weight") and model.module.get_parameter(name).ndim == 2
+        ]
+
+    def _learned(self, weights: dict[str, Tensor]) -> _Learned:
+        return _Adapters(weights, self.rank, self.alpha / self.rank, self.seed)
 
 
 class _Learned:
@@ -191,21 +209,23 @@ class _Adapters(_Learned):
 
 
 @contextmanager
-def _learning(model: Model) -> Iterator[dict[str, Tensor]]:
-    """Every weight with gradients asked for; all as before afterwards."""
-    weights: dict[str, Tensor] = {n: p for n, p in model.module.named_parameters() if p.is_floating_point()}
+def _learning(model: Model, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """These weights with gradients asked for, and no others; all as before afterwards."""
+    weights: dict[str, Tensor] = {name: model.module.get_parameter(name) for name in names}
+    everything: dict[str, Tensor] = dict(model.module.named_parameters())
     before = {name: weight.detach().clone() for name, weight in weights.items()}
-    asked = {name: weight.requires_grad for name, weight in weights.items()}
+    asked = {name: weight.requires_grad for name, weight in everything.items()}
     try:
-        for weight in weights.values():
-            weight.requires_grad_(True)
+        for name, weight in everything.items():
+            weight.requires_grad_(name in weights)
         yield weights
     finally:
         with torch.no_grad():
             for name, weight in weights.items():
                 weight.copy_(before[name])
                 weight.grad = None
-                weight.requires_grad_(asked[name])
+        for name, weight in everything.items():
+            weight.requires_grad_(asked[name])
 
 
 @dataclass(frozen=True, eq=False)

@@ -26,7 +26,6 @@ from weightsmith.errors import WeightsmithError
 from weightsmith.models import Model
 from weightsmith.request import Request
 
-
 SHIFT = {False: (1.0, 1e-2, 1e-3), True: (3.0, 1e-4, 5e-3)}
 """Whether the requests come from a new site → budget, floor and step of the shift; chosen on other patients than they are
 judged on, see docs/edit.md."""

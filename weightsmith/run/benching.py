@@ -31,7 +31,7 @@ _log = logging.getLogger(__name__)
 BATCH_SIZES, SEEDS = (1, 8, 32, 128), (0, 1, 2)
 METHODS = {
     "text": ("rome", "memit", "emmet", "alphaedit", "head", "finetune", "lora"),
-    "images": ("alphaedit", "memit", "emmet", "rome", "head", "finetune", "lora"),
+    "images": ("patcher", "alphaedit", "memit", "emmet", "rome", "head", "finetune", "lora"),
 }
 """What is compared where nobody says."""
 

@@ -338,7 +338,16 @@ def editor_options(options: RunOptions, method: str, layers: tuple[int, ...]) ->
         given["layers"] = layers
     if "null_floor" in fields and not options.whiten:
         given["null_floor"] = None
+    if "new_site" in fields:
+        given["new_site"] = options.edit_from not in ("train", "val")
+        given["view"] = _trained_view(options)
     return given
+
+
+def _trained_view(options: RunOptions) -> str:
+    """The views that the model was trained on: those change nothing that it should tell apart."""
+    view = str(train_options(options, TRAIN_DEFAULTS).augment)
+    return view if view != "none" else "light"
 
 
 def _check_not_trained_on(job: Job, checkpoint: str) -> None:

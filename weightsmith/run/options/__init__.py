@@ -2,7 +2,6 @@
 
 from weightsmith.run.options.correct import (
     DEFAULT_DATA,
-    METHODS,
     STAGE_NAMES,
     BaselineOptions,
     DownloadOptions,
@@ -26,7 +25,6 @@ from weightsmith.run.options.locate import (
 
 __all__ = [
     "DEFAULT_DATA",
-    "METHODS",
     "STAGE_NAMES",
     "AttributionOptions",
     "BaselineOptions",

@@ -11,7 +11,6 @@ from weightsmith.run.options.folder import FolderOptions
 
 Stage = Literal["data", "train", "locate", "edit", "eval", "full"]
 STAGE_NAMES: tuple[str, ...] = ("data", "train", "locate", "edit", "eval")
-METHODS: tuple[str, ...] = ("alphaedit", "memit", "emmet", "rome", "head", "finetune", "lora")
 
 DEFAULT_DATA = "~/.medmnist/pathmnist_224.npz"
 
@@ -71,7 +70,8 @@ class RunOptions(JobOptions):
     """What is measured."""
 
     edit_method: tuple[str, ...] = ("alphaedit",)
-    """One or more of alphaedit, memit, emmet, rome, head, finetune, lora; several are compared on the same corrections."""
+    """One or more of alphaedit, patcher (vision transformers), memit, emmet, rome, head, finetune, lora; several are compared
+    on the same corrections."""
     edit_layers: tuple[int, ...] | None = None
     """Layers to edit [the traced ones, else the last three; rome and emmet take one]."""
     layers_from: str | None = None
