@@ -231,7 +231,7 @@ def test_facts_that_cannot_be_edited(
     with pytest.raises(WeightsmithError, match=f"2 of 5 facts of .* cannot be edited, the first because {told}"):
         read_facts(path)
     assert len(read_facts(path, 1)) == 1
-    with pytest.raises(WeightsmithError, match=f"1 of 3 facts .* {told}.*: correct them, or leave them out"):
+    with pytest.raises(WeightsmithError, match=f"1 of 3 facts .* {told}.*: correct or remove them"):
         read_facts(path, 3)
     with caplog.at_level(logging.WARNING):
         found = read_facts(path, 3, skip_unusable=True)

@@ -73,7 +73,7 @@ def read_facts(
     if unusable and not skip_unusable:
         raise WeightsmithError(
             f"{len(unusable)} of {wanted} facts of {path} cannot be edited, the first because {unusable[0]}: "
-            "correct them, or leave them out with skip_unusable"
+            "correct or remove them (`skip_unusable=True` leaves them out)"
         )
     if unusable:
         logger.warning(

@@ -13,7 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from weightsmith.report.comparison import MEASURES
-from weightsmith.report.locate_page import _alt, _table
+from weightsmith.report.locate_page import alternative_text, table_of
 from weightsmith.report.page import embedded, environment
 from weightsmith.report.words import Row, flat, number, percent
 
@@ -59,10 +59,12 @@ def build_comparison(inputs: ComparisonInputs) -> str:
     figures = []
     for place, (name, figure) in enumerate(inputs.figures, 1):
         caption = _CAPTIONS.get(name, name.replace("_", " "))
-        figures.append({"caption": f"Figure {place}. {caption}", "figure": embedded(figure, _alt(caption, figure), 64)})
+        figures.append(
+            {"caption": f"Figure {place}. {caption}", "figure": embedded(figure, alternative_text(caption, figure), 64)}
+        )
     tables = [
-        _table("Mean over the draws, with intervals", inputs.table, "comparison_table.csv"),
-        _table("Every cell", inputs.rows, "baseline_comparison.csv"),
+        table_of("Mean over the draws, with intervals", inputs.table, "comparison_table.csv"),
+        table_of("Every cell", inputs.rows, "baseline_comparison.csv"),
     ]
     context = {
         "title": inputs.title,

@@ -75,10 +75,10 @@ def build_locate(inputs: LocateInputs) -> str:
         "summary": inputs.summary,
         "notes": inputs.notes,
         "figures": [
-            {"caption": f"Figure {place}. {caption}", "figure": embedded(figure, _alt(caption, figure), 64)}
+            {"caption": f"Figure {place}. {caption}", "figure": embedded(figure, alternative_text(caption, figure), 64)}
             for place, (caption, figure) in enumerate(inputs.figures, 1)
         ],
-        "tables": [_table(*table) for table in inputs.tables if table[1]],
+        "tables": [table_of(*table) for table in inputs.tables if table[1]],
         "refused": inputs.refused,
         "many_refused": len(inputs.refused) > _MOST_REFUSED,
         "config": flat(inputs.config),
@@ -87,14 +87,14 @@ def build_locate(inputs: LocateInputs) -> str:
     return environment().get_template("locate.html.j2").render(context)
 
 
-def _alt(caption: str, figure: Figure) -> str:
+def alternative_text(caption: str, figure: Figure) -> str:
     """What the figure says of itself, for the caption stands below in any case."""
     titles = [figure.get_suptitle(), *(axes.get_title() for axes in figure.axes)]
     told = list(dict.fromkeys(" ".join(title.split()) for title in titles if title.strip()))
     return "; ".join(told) or caption
 
 
-def _table(title: str, rows: Sequence[Row], file: str = "") -> dict[str, Any]:
+def table_of(title: str, rows: Sequence[Row], file: str = "") -> dict[str, Any]:
     """The first rows as text, without columns that hold nothing, and which columns are numbers."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: _column([row.get(name) for row in rows[:MOST_ROWS]]) for name in names}
