@@ -11,7 +11,7 @@ import torch
 
 from weightsmith.data.images import ImageSet
 from weightsmith.delta import Delta, LowRank, weights_hash
-from weightsmith.edit import AlphaEdit, FineTune, HeadEdit, default_layers, make_editor
+from weightsmith.edit import AlphaEdit, FineTune, HeadEdit, LoRA, default_layers, make_editor
 from weightsmith.edit.corrections import Goal
 from weightsmith.edit.image_corrections import ImageCorrections
 from weightsmith.edit.preserved import right_ones
@@ -201,3 +201,38 @@ def test_bad_requests_and_layers_are_told(tiny_model: Callable[..., Model], imag
 def test_default_layers_are_the_last_ones(tiny_model: Callable[..., Model]) -> None:
     assert default_layers(tiny_model("vit")) == (0, 1, 2)
     assert default_layers(tiny_model("mlp")) == (2,)
+
+
+def test_fine_tuning_of_chosen_blocks_learns_those_and_the_classifier(
+    tiny_model: Callable[..., Model], images: ImageSet, tmp_path: Path
+) -> None:
+    model = tiny_model("vit")
+    requests = requests_for(model, images, 3)
+    last = f"vit.layers.{model.n_layers - 1}."
+    for editor in (
+        FineTune(blocks=(model.n_layers - 1,), lr=1e-2, steps=300, kl=1.0),
+        LoRA(blocks=(model.n_layers - 1,), lr=3e-2, steps=300, kl=1.0, rank=2),
+    ):
+        delta = editor.solve(model, requests, images, tmp_path)
+        assert {name.startswith(last) for name in delta.changes} == {True, False}
+        assert all(name.startswith((last, "classifier.")) for name in delta.changes)
+        assert all(row["success"] for row in delta.info["requests"])
+        assert all(parameter.grad is None and parameter.requires_grad for parameter in model.module.parameters())
+    assert all(isinstance(change, LowRank) and change.left.shape[1] == 2 for change in delta.changes.values())
+    with pytest.raises(WeightsmithError, match="layer 7"):
+        FineTune(blocks=(7,)).solve(model, requests, images, tmp_path)
+
+
+def test_what_holds_fine_tuning_back_does(tiny_model: Callable[..., Model], images: ImageSet, tmp_path: Path) -> None:
+    """With a KL term preserved predictions move less than without, at the same edits."""
+    model = tiny_model("vit")
+    requests, right = requests_for(model, images, 3), right_ones(model, images)
+    before = predict(model, right)
+    moved = []
+    for kl in (0.0, 10.0):
+        delta = FineTune(lr=3e-3, steps=400, kl=kl).solve(model, requests, images, tmp_path)
+        assert all(row["success"] for row in delta.info["requests"])
+        with delta.on(model):
+            after = predict(model, right)
+        moved.append(float((before.probabilities - after.probabilities).abs().mean()))
+    assert moved[1] < 0.8 * moved[0]

@@ -15,7 +15,7 @@ from rich.text import Text
 from weightsmith.report.comparison import MEASURES
 from weightsmith.report.locate_page import alternative_text, table_of
 from weightsmith.report.page import embedded, environment
-from weightsmith.report.words import Row, flat, number, percent
+from weightsmith.report.words import Row, flat, number
 
 _ABOUT = (
     "Editing methods side by side: each point is the mean over draws of requests, the same draws for every method, with "
@@ -82,10 +82,10 @@ def build_comparison(inputs: ComparisonInputs) -> str:
 
 
 def shown_table(rows: Sequence[Row]) -> Table:
-    """The rows of `comparison_table` for the terminal."""
-    table = Table(title="Means over draws, with 95% intervals", box=box.SIMPLE_HEAD)
-    table.add_column("method", no_wrap=True)
-    table.add_column("edits", justify="right")
+    """The rows of `comparison_table` for the terminal: means, and for the composite its interval; the file has all."""
+    table = Table(title="Means over draws, %; composite with 95% interval", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("method", no_wrap=True, min_width=max((len(str(row["method"])) for row in rows), default=6))
+    table.add_column("edits", justify="right", no_wrap=True, min_width=5)
     for name in (*MEASURES, "seconds"):
         table.add_column(name, justify="right", no_wrap=True)
     last = None
@@ -93,7 +93,7 @@ def shown_table(rows: Sequence[Row]) -> Table:
         if last is not None and row["method"] != last:
             table.add_section()
         last = row["method"]
-        cells = [Text(_share(row, name)) for name in MEASURES]
+        cells = [Text(_share(row, name, name == MEASURES[-1])) for name in MEASURES]
         seconds = number(row["seconds"])
         table.add_row(
             Text(str(row["method"])), str(row["batch_size"]), *cells, "-" if math.isnan(seconds) else f"{seconds:.2f}"
@@ -101,8 +101,9 @@ def shown_table(rows: Sequence[Row]) -> Table:
     return table
 
 
-def _share(row: Row, name: str) -> str:
+def _share(row: Row, name: str, interval: bool) -> str:
     value, low, high = (number(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
     if math.isnan(value):
         return "-"
-    return percent(value) + ("" if math.isnan(low) else f" [{100 * low:.1f}, {100 * high:.1f}]")
+    told = f"{100 * value:.1f}"
+    return told if math.isnan(low) or not interval else f"{told} [{100 * low:.0f}, {100 * high:.0f}]"
