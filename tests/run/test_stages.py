@@ -282,4 +282,4 @@ def test_every_editor_by_name(weightsmith, run_copy: Path, tmp_path: Path) -> No
     assert layers["rome"] == layers["emmet"] == list(traced.top_layers(1))
     assert layers["alphaedit"] == layers["memit"] == list(traced.top_layers(3))
     assert layers["head"] == layers["finetune"] == layers["lora"] == []
-    assert layers["patcher"] == [2]
+    assert layers["patcher"] == [3]  # the last block
