@@ -324,7 +324,7 @@ def test_repetitions_and_contradictions() -> None:
 def shared_facts(shared_data: Path, name: str) -> Path:
     path = shared_data / "facts" / name
     if not path.is_file():
-        pytest.skip(f"no {name} among the test data")
+        pytest.skip(f"no {path}: the data at WEIGHTSMITH_TEST_DATA are not complete")
     return path
 
 

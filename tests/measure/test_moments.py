@@ -769,7 +769,7 @@ def test_a_trained_model_on_its_own_stories(shared_data: Path, tmp_path: Path) -
 
     folder = shared_data / "models" / "stories260K"
     if not folder.is_dir():
-        pytest.skip(f"no {folder}")
+        pytest.skip(f"no trained model at {folder}: the data at WEIGHTSMITH_TEST_DATA are not complete")
     model = load(folder)
     ids = json.loads((folder / "greedy_reference.json").read_text(encoding="utf-8"))["greedy_ids"]
     text = TextSet.from_ids(torch.tensor(ids[: len(ids) // 32 * 32]).view(-1, 32))

@@ -5,6 +5,7 @@ These are the baselines that an editor has to beat, so they stop when every requ
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -149,21 +150,24 @@ class LoRA(FineTune):
         return _Adapters(weights, self.rank, self.alpha / self.rank, self.seed)
 
 
-class _Learned:
+class _Learned(ABC):
     """What is learned: the weights whose gradients it needs, and how a step changes them."""
 
     def __init__(self, weights: dict[str, Tensor]) -> None:
         self.weights = weights
         self.start = {name: weight.detach().clone() for name, weight in weights.items()}
 
+    @abstractmethod
     def parameters(self) -> list[Tensor]:
-        raise NotImplementedError
+        """What the optimizer steps."""
 
+    @abstractmethod
     def step(self, gradients: dict[str, Tensor], optimizer: torch.optim.Optimizer) -> None:
-        raise NotImplementedError
+        """One step, written into the weights, from the weights' gradients."""
 
+    @abstractmethod
     def changes(self) -> dict[str, Change]:
-        raise NotImplementedError
+        """Parameter name → how it has changed since the start."""
 
 
 class _AllWeights(_Learned):
