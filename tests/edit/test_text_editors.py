@@ -205,6 +205,9 @@ def test_what_cannot_be_edited_is_refused(
     long = replace(facts[0], prompt="Anna " + "plays " * 80 + "the")
     with pytest.raises(WeightsmithError, match="shorten the prompt"):
         MEMIT(prefix_lengths=()).solve(text_model, [long], texts, tmp_path)
+    for editor in (MEMIT(margin=-1.0), HeadEdit(closed_form=True, margin=-1.0), FineTune(margin=-1.0)):
+        with pytest.raises(WeightsmithError, match="--margin must be a number from 0"):
+            editor.solve(text_model, facts, texts, tmp_path)
     with pytest.raises(WeightsmithError, match="no layers"):
         MEMIT(component="classifier.value", layers=(1,)).solve(text_model, facts, texts, tmp_path)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
@@ -33,6 +34,16 @@ STEPS = {"images": (100, 0.05), "text": (30, 0.2)}
 
 KL_FACTOR = {"subject_last": 0.0625, "last": 0.0}
 """Weight of the KL term on a neutral prompt where nobody says; where an answer is read nothing neutral can be."""
+
+
+def margin_for(model: Model, given: float | None) -> float:
+    """The margin that was given, or that of `MARGIN`. Raises `WeightsmithError` for a negative one."""
+    margin = given if given is not None else MARGIN[model.family.reads]
+    if not 0 <= margin < math.inf:
+        raise WeightsmithError(
+            f"--margin must be a number from 0, not {margin:g}: by how much the wanted answer should lead"
+        )
+    return margin
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -141,7 +152,7 @@ class ClosedForm(ABC):
 
     def solve_at(self, model: Model, corrections: Corrections, places: Sequence[Place]) -> Delta:
         """The delta for corrections that were read, at places whose metrics are known."""
-        margin = self.margin if self.margin is not None else MARGIN[model.family.reads]
+        margin = margin_for(model, self.margin)
         steps, lr = STEPS[model.family.reads]
         options = TargetOptions(
             margin=margin,

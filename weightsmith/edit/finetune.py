@@ -20,7 +20,7 @@ from torch import Tensor
 from weightsmith.data.images import ImageSet
 from weightsmith.data.texts import TextSet
 from weightsmith.delta import Change, Delta, Dense, LowRank, weights_hash
-from weightsmith.edit.closed_form import MARGIN
+from weightsmith.edit.closed_form import margin_for
 from weightsmith.edit.preserved import Preserved, right_ones, texts_of
 from weightsmith.edit.reading import Contexts, corrections_of, without_repeats
 from weightsmith.edit.registry import editor
@@ -79,7 +79,7 @@ class FineTune:
         """
         kept, repeated = without_repeats(requests)
         corrections = corrections_of(model, kept, Contexts(views=self.views, view=self.view, seed=self.seed), cache_dir)
-        margin = self.margin if self.margin is not None else MARGIN[model.family.reads]
+        margin = margin_for(model, self.margin)
         held = _Held.of(model, texts_of(preserve), self) if self.kl or self.replay else None
         base = weights_hash(model)
         if self.blocks is not None:

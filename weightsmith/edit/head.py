@@ -13,7 +13,7 @@ from torch import Tensor
 from weightsmith.data.images import ImageSet
 from weightsmith.data.texts import TextSet
 from weightsmith.delta import Delta, Dense, weights_hash
-from weightsmith.edit.closed_form import MARGIN
+from weightsmith.edit.closed_form import margin_for
 from weightsmith.edit.corrections import Corrections
 from weightsmith.edit.metric import InverseMoment
 from weightsmith.edit.preserved import Preserved, preserved_moments, right_ones, texts_of
@@ -73,7 +73,7 @@ class HeadEdit:
         """
         kept, repeated = without_repeats(requests)
         corrections = corrections_of(model, kept, Contexts(), cache_dir)
-        margin = self.margin if self.margin is not None else MARGIN[model.family.reads]
+        margin = margin_for(model, self.margin)
         if self.closed_form:
             moment = preserved_moments(model, _VALUE, [None], preserve, cache_dir=cache_dir)[None]
             place = Place(_VALUE, None, InverseMoment.of(moment, self.closed_weight), moment)
