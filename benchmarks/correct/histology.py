@@ -15,10 +15,9 @@ import argparse
 import os
 from pathlib import Path
 
-from common import EDITORS, edit_rows, keep, show, trained
+from common import EDITORS, edit_rows, keep, protocols, show, trained
 
 import weightsmith as ws
-from weightsmith.data.split import stratified
 
 DEFAULT = Path(os.environ.get("WEIGHTSMITH_TEST_DATA", "../shared/data")) / "medmnist" / "histology_27.npz"
 
@@ -39,18 +38,12 @@ def main() -> None:
     for seed in given.seeds:
         model, seconds = trained("small", split, seed, given.work)
         print(f"seed {seed}: trained in {seconds:.0f} s", flush=True)
-        rest, stream = stratified(source.part("test"), 0.5, seed, "--stream-ratio")
-        val_rest, val_stream = stratified(split.val, 0.5, seed, "--stream-ratio")
-        protocols = {
-            "V": (val_stream, val_rest.seal()),
-            "S": (stream, rest.seal()),
-            "P": (split.val, split.held_out),
-        }
+        parts = protocols(split, source.part("test"), seed)
         for protocol in given.protocols:
-            corrections, held_out = protocols[protocol]
+            corrections, held_out = parts[protocol]
             errors = ws.misclassified(model, corrections, limit=given.edits, seed=seed)
             columns = {"protocol": protocol, "seed": seed, "training_seconds": round(seconds, 1)}
-            site = protocol != "P"
+            site = protocol == "S"
             rows += edit_rows(
                 model, errors, split.train, held_out, "dihedral", given.work, site, given.editors, **columns
             )

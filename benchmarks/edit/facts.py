@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import argparse
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from statistics import mean
 
@@ -19,7 +19,7 @@ from rich.table import Table
 
 import weightsmith as ws
 from weightsmith.evaluate.knowledge import knowledge
-from weightsmith.files import write_csv, write_json
+from weightsmith.files import read_csv, write_csv, write_json
 from weightsmith.run.facts import fact_model
 from weightsmith.run.folder import environment
 from weightsmith.run.language import Kept
@@ -40,6 +40,13 @@ EDITORS: dict[str, Callable[[], ws.edit.Editor]] = {
     "lora + KL": lambda: ws.edit.LoRA(lr=3e-3, kl=1.0, preserved_batch=16),
 }
 SHOWN = ("efficacy", "paraphrase", "neighbourhood", "score")
+
+
+def keep(rows: Sequence[dict[str, object]], path: Path) -> None:
+    """Write the rows; those of an earlier run that this one did not measure stay."""
+    measured = {(row["editor"], str(row["seed"])) for row in rows}
+    old = list(read_csv(path)) if path.exists() else []
+    write_csv(path, [*(row for row in old if (row["editor"], row["seed"]) not in measured), *rows])
 
 
 def main() -> None:
@@ -76,7 +83,7 @@ def main() -> None:
             print(
                 name, seed, {measure: round(100 * getattr(report, measure).value, 1) for measure in SHOWN}, flush=True
             )
-    write_csv(given.out / "facts.csv", rows)
+    keep(rows, given.out / "facts.csv")
     write_json(given.out / "machine.json", environment())
     table = Table(title=f"fact world, {given.edits} edits in one batch, mean of seeds {given.seeds}, %")
     columns = (*SHOWN, "paraphrase_accuracy", "paraphrase_free", "neighbourhood_free")

@@ -223,6 +223,25 @@ def test_fine_tuning_of_chosen_blocks_learns_those_and_the_classifier(
         FineTune(blocks=(7,)).solve(model, requests, images, tmp_path)
 
 
+@pytest.mark.parametrize("name", ["vit", "deit", "mlp"])
+@pytest.mark.parametrize("views", [0, 2])
+def test_blocks_that_stay_as_they_are_are_run_once(
+    name: str, views: int, tiny_model: Callable[..., Model], images: ImageSet, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Beginning at the first learned block learns what running the whole network a step learns."""
+    model = tiny_model(name)
+    requests = requests_for(model, images, 3)
+    editor = FineTune(blocks=(model.n_layers - 1,), lr=1e-3, steps=4, kl=1.0, views=views)
+    short = editor.solve(model, requests, images)
+    monkeypatch.setattr("weightsmith.edit.finetune._ENTERING_BYTES", 0)
+    whole = editor.solve(model, requests, images)
+    assert short.changes.keys() == whole.changes.keys()
+    for parameter in whole.changes:
+        torch.testing.assert_close(
+            short.changes[parameter].dense(), whole.changes[parameter].dense(), rtol=1e-3, atol=2e-5
+        )
+
+
 def test_what_holds_fine_tuning_back_does(tiny_model: Callable[..., Model], images: ImageSet, tmp_path: Path) -> None:
     """With a KL term preserved predictions move less than without, at the same edits."""
     model = tiny_model("vit")

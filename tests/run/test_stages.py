@@ -212,7 +212,7 @@ def test_names_are_new_ones_unless_given(weightsmith, tiny, tmp_path: Path) -> N
         assert weightsmith("run", "--stage", "data", *tiny(tmp_path)).status == 0
     assert weightsmith("run", "--stage", "data", "--timestamp", "--run-name", "mine", *tiny(tmp_path)).status == 0
     names = sorted(path.name for path in (tmp_path / "runs").iterdir())
-    assert names[:2] == ["digits-alphaedit", "digits-alphaedit-2"]
+    assert names[:2] == ["digits", "digits-2"]
     assert names[2].startswith("mine-20")
 
 

@@ -54,6 +54,14 @@ class State:
         return State(torch.cat([s.stream for s in states]), torch.cat([s.attention for s in states]))
 
 
+def has_tail(model: Model) -> bool:
+    """Whether it is a vision transformer with a CLS token and a plain two-layer MLP."""
+    family = model.family
+    return (
+        family.reads == "images" and family.cls is not None and family.parts is not None and family.parts.up is not None
+    )
+
+
 class Tail(nn.Module):
     """A copy of the last block's output projection, norm and MLP, the final norm and the classifier.
 
@@ -64,7 +72,7 @@ class Tail(nn.Module):
     def __init__(self, model: Model) -> None:
         super().__init__()
         family, parts = model.family, model.family.parts
-        if family.reads != "images" or family.cls is None or parts is None or parts.up is None:
+        if not has_tail(model) or parts is None or parts.up is None:
             raise WeightsmithError(
                 f"{model.name} is a {family.title}, and this editor needs a vision transformer with a CLS token: "
                 "take alphaedit or memit"

@@ -8,9 +8,9 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
@@ -21,13 +21,16 @@ from weightsmith.data.images import ImageSet
 from weightsmith.data.texts import TextSet
 from weightsmith.delta import Change, Delta, Dense, LowRank, weights_hash
 from weightsmith.edit.closed_form import margin_for
+from weightsmith.edit.image_corrections import ImageCorrections
 from weightsmith.edit.preserved import Preserved, right_ones, texts_of
 from weightsmith.edit.reading import Contexts, corrections_of, without_repeats
 from weightsmith.edit.registry import editor
 from weightsmith.edit.spread import finished
 from weightsmith.errors import WeightsmithError
 from weightsmith.models import Model
+from weightsmith.models.hooks import record_until
 from weightsmith.request import Request
+from weightsmith.site import Site
 
 _POOL_TOKENS = 8192
 """Texts that are held back by KL: at most so many tokens, because the logits before are kept for all of them."""
@@ -38,8 +41,9 @@ _POOL_TOKENS = 8192
 class FineTune:
     """Adam on the weights, all or those of some blocks and the classifier, until each wanted answer leads by the margin.
 
-    loss = NLL(requests below their margin) + `kl` · KL(before ‖ now) + `replay` · NLL(preserved), the last two on a batch
-    of preserved samples a step: of images those that the model gets right with their labels, of texts their next tokens.
+    loss = mean over requests (NLL while below the margin, else 0) + `kl` · KL(before ‖ now) + `replay` · NLL(preserved), the
+    last two on a batch of preserved samples a step: of images those that the model gets right with their labels, of texts
+    their next tokens.
 
     Attributes:
         blocks: blocks that are learned, with the classifier; None learns every weight.
@@ -80,21 +84,25 @@ class FineTune:
         kept, repeated = without_repeats(requests)
         corrections = corrections_of(model, kept, Contexts(views=self.views, view=self.view, seed=self.seed), cache_dir)
         margin = margin_for(model, self.margin)
-        held = _Held.of(model, texts_of(preserve), self) if self.kl or self.replay else None
-        base = weights_hash(model)
         if self.blocks is not None:
             model.check_layers(self.blocks)
+        held = _Held.of(model, texts_of(preserve), self) if self.kl or self.replay else None
+        learned_by, asked = model, corrections
+        first = min(self.blocks or (0,))
+        if first > 0 and isinstance(corrections, ImageCorrections) and model.family.residual:
+            learned_by, asked, held = _behind(model, first, corrections, held)
+        base = weights_hash(model)
         with _learning(model, self._names(model)) as weights:
             learned = self._learned(weights)
             optimizer = torch.optim.Adam(learned.parameters(), lr=self.lr)
             steps = 0
             for _ in range(self.steps):
-                short = torch.nonzero(corrections.leads(model) < margin).flatten()
+                short = torch.nonzero(asked.leads(learned_by) < margin).flatten()
                 if not len(short):
                     break
-                loss = corrections.loss(model, short).mean()
+                loss = asked.loss(learned_by, short).sum() / len(asked)  # those that hold pull no longer
                 if held is not None:
-                    loss = loss + held.loss(model, self.kl, self.replay)
+                    loss = loss + held.loss(learned_by, self.kl, self.replay)
                 if not bool(torch.isfinite(loss)):
                     raise WeightsmithError(
                         f"fine-tuning diverged in step {steps + 1}: give a smaller lr than {self.lr:g}"
@@ -148,6 +156,49 @@ class LoRA(FineTune):
 
     def _learned(self, weights: dict[str, Tensor]) -> _Learned:
         return _Adapters(weights, self.rank, self.alpha / self.rank, self.seed)
+
+
+_ENTERING_BYTES = 2**30
+"""Activations entering the first learned block that are kept at most; beyond them every step runs the whole network."""
+
+
+class _Behind(Model):
+    """An image classifier that begins at a block: what it is given as images is what enters that block."""
+
+    def __init__(self, model: Model, first: int) -> None:
+        super().__init__(model.module, model.family, model.encode, model.class_names, model.name)
+        self.first = first
+
+    @property
+    def preprocess(self) -> Any:
+        return lambda hidden, device: hidden.to(device)
+
+    def logits(self, inputs: Tensor) -> Tensor:
+        return self.read_out(self.run_blocks(self.first, inputs))
+
+
+@torch.no_grad()
+def _behind(
+    model: Model, first: int, corrections: ImageCorrections, held: _Held | None
+) -> tuple[Model, ImageCorrections, _Held | None]:
+    """The network from its first learned block on, and what enters it: blocks that stay as they are run once.
+
+    All three are as they were given where that is more than `_ENTERING_BYTES`.
+    """
+    site = Site("resid.in", first)
+
+    def entering(images: Tensor) -> Tensor:
+        parts = torch.split(images, 256)
+        return torch.cat(
+            [record_until(model, model.preprocess(part, model.device), [site])[site].cpu() for part in parts]
+        )
+
+    count = corrections.images.shape[:2].numel() + (len(held.inputs) if held is not None else 0)
+    if count * entering(corrections.images[0, :1]).nbytes > _ENTERING_BYTES:
+        return model, corrections, held
+    flat = entering(corrections.images.flatten(0, 1))
+    asked = replace(corrections, read=flat.view(*corrections.images.shape[:2], *flat.shape[1:]))
+    return _Behind(model, first), asked, None if held is None else replace(held, inputs=entering(held.inputs))
 
 
 class _Learned(ABC):

@@ -28,23 +28,30 @@ class ImageCorrections:
         views: how many augmented views stand beside each image; keys are averaged over all of them.
         view: which kind of view, see `weightsmith.data.views`.
         seed: of the views.
+        read: (views + 1, E, …) what stands for the images where a model does not begin at its images; None is `images`
+            themselves.
     """
 
     requests: Sequence[ImageRequest]
     views: int = 0
     view: str = "light"
     seed: int = 0
+    read: Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.requests)
 
     def part(self, first: int, end: int) -> ImageCorrections:
         """The requests from `first` up to `end`."""
-        return replace(self, requests=self.requests[first:end])
+        return replace(
+            self, requests=self.requests[first:end], read=None if self.read is None else self.read[:, first:end]
+        )
 
     @cached_property
     def images(self) -> Tensor:
-        """(views + 1, E, channels, height, width) uint8; the images themselves first."""
+        """(views + 1, E, channels, height, width) uint8, the images themselves first; or what stands for them."""
+        if self.read is not None:
+            return self.read
         own = stack_images(self.requests)
         return torch.stack([own, *(random_view(own, self.view, self.seed * 1009 + k) for k in range(self.views))])
 

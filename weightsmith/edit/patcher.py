@@ -15,7 +15,7 @@ from torch.func import functional_call
 
 from weightsmith.data.images import ImageSet
 from weightsmith.delta import Change, Delta, Dense, weights_hash
-from weightsmith.edit.cls_tail import State, Tail
+from weightsmith.edit.cls_tail import State, Tail, has_tail
 from weightsmith.edit.image_corrections import ImageCorrections
 from weightsmith.edit.neurons import remember
 from weightsmith.edit.preserved import Preserved, right_ones
@@ -85,6 +85,11 @@ class Patcher:
     seed: int = 0
 
     name: ClassVar[str] = "patcher"
+
+    @staticmethod
+    def suits(model: Model) -> bool:
+        """Whether the model has what this editor edits: a vision transformer's last block behind CLS."""
+        return has_tail(model)
 
     def solve(
         self,

@@ -26,6 +26,7 @@ from weightsmith.evaluate import KnowledgeAnswers, KnowledgeReport, answer, know
 from weightsmith.files import user_path, write_csv, write_json
 from weightsmith.models import Model, save
 from weightsmith.request import TextRequest
+from weightsmith.run.editing import check_layer_flags
 from weightsmith.run.fact_run import of_auto
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.language import Kept, facts_of, of_name
@@ -145,11 +146,7 @@ def _check(options: EditOptions) -> None:
             raise WeightsmithError(f"--edit-method {method} is no editor: {did_you_mean(method, editors())}")
     distinct("edit_method", options.edit_method, "alphaedit memit")
     at_least(options, {"max_edits": 1})
-    with_layers = [m for m in options.edit_method if "layers" in editors()[m].__dataclass_fields__]
-    if options.edit_layers is not None and not with_layers:
-        raise WeightsmithError(
-            f"--edit-layers is not for {' '.join(options.edit_method)}, which choose no layers: leave it out"
-        )
+    check_layer_flags(options.edit_method, edit_layers=options.edit_layers)
 
 
 def _check_reads_text(options: EditOptions, model: Model) -> None:

@@ -3,14 +3,43 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from typing import Any
 
-from weightsmith.edit import default_layers, editors, make_editor
+from weightsmith.edit import Patcher, default_layers, editors, make_editor
 from weightsmith.effects import Effects
 from weightsmith.errors import WeightsmithError
 from weightsmith.run.findings import layers_of
 from weightsmith.run.job import TRAIN_DEFAULTS, Job, train_options
 from weightsmith.run.options import RunOptions
+
+AUTO = "auto"
+"""The word for the editor that suits the model best."""
+
+_CLOSED_FORM_FLAGS = ("edit_layers", "layers_from", "null_fraction", "null_threshold", "ridge", "l2")
+
+
+def methods_for(job: Job) -> tuple[str, ...]:
+    """The methods of --edit-method; `auto` is the patcher, and alphaedit where there is none or the user speaks of layers,
+    ridges or null spaces, which the patcher has not. The choice was made on validation data: docs/edit.md.
+    """
+    options = job.options
+    if options.edit_method != (AUTO,):
+        return options.edit_method
+    asked = [name for name in _CLOSED_FORM_FLAGS if getattr(options, name) is not None]
+    if not Patcher.suits(job.trained):
+        return ("alphaedit",)
+    return ("alphaedit",) if asked or not options.whiten else ("patcher",)
+
+
+def check_layer_flags(methods: Sequence[str], **given: object) -> None:
+    """Refuse flags that name layers where every method takes none, such as the patcher and the head."""
+    if any("layers" in editors()[method].__dataclass_fields__ for method in methods):
+        return
+    for name, value in given.items():
+        if value is not None:
+            flag = name.replace("_", "-")
+            raise WeightsmithError(f"--{flag} is not for {' '.join(methods)}, which choose no layers: leave it out")
 
 
 def layers_for(job: Job, method: str) -> tuple[int, ...]:

@@ -58,7 +58,7 @@ def _edits(folder: RunFolder, options: RunOptions) -> list[report.EditedBatch]:
         path = folder.path / delta_name(options.edit_method, method)
         if path.exists():
             delta = Delta.load(path)
-            batches.append(report.EditedBatch(method, delta.info["layers"], edit_rows(delta), images))
+            batches.append(report.EditedBatch(delta.info["method"], delta.info["layers"], edit_rows(delta), images))
     return batches
 
 

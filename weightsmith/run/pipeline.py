@@ -17,6 +17,7 @@ from weightsmith.edit import editors
 from weightsmith.effects import Effects
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.files import read_csv, user_path
+from weightsmith.run.editing import AUTO, check_layer_flags
 from weightsmith.run.folder import RunFolder, existing_runs, new_name, require_run
 from weightsmith.run.job import Job, check_device
 from weightsmith.run.options import RunOptions
@@ -135,11 +136,16 @@ def _check(options: RunOptions) -> None:
     """Everything that can be known to be wrong before any work is done."""
     if options.stage not in (*STAGES, "full"):
         raise WeightsmithError(f"--stage {options.stage} is no stage: {did_you_mean(options.stage, [*STAGES, 'full'])}")
+    known = (AUTO, *editors())
     for method in options.edit_method:
-        if method not in editors():
-            raise WeightsmithError(f"--edit-method {method} is no editor: {did_you_mean(method, editors())}")
+        if method not in known:
+            raise WeightsmithError(f"--edit-method {method} is no editor: {did_you_mean(method, known)}")
+    if AUTO in options.edit_method and len(options.edit_method) > 1:
+        raise WeightsmithError("--edit-method auto stands alone: name the methods, such as `patcher alphaedit`")
     if not options.edit_method or len(set(options.edit_method)) < len(options.edit_method):
         raise WeightsmithError("--edit-method needs one or more different methods, such as `alphaedit head`")
+    if AUTO not in options.edit_method:
+        check_layer_flags(options.edit_method, edit_layers=options.edit_layers, layers_from=options.layers_from)
     positive = {
         "--max-edits": options.max_edits,
         "--max-samples": options.max_samples,
@@ -166,7 +172,7 @@ def _check(options: RunOptions) -> None:
 
 def _stem(options: RunOptions) -> str:
     data = Path(user_path(options.data_path)).stem
-    return f"{data}-{'-'.join(options.edit_method)}"
+    return data if AUTO in options.edit_method else f"{data}-{'-'.join(options.edit_method)}"
 
 
 def _show(console: Console, folder: RunFolder, stages: Sequence[str]) -> None:

@@ -21,7 +21,7 @@ from weightsmith.files import read_csv, user_path, write_csv, write_json, write_
 from weightsmith.measure import Predictions, misclassified
 from weightsmith.models import Model, load, registered_by, save
 from weightsmith.request import ImageRequest, load_requests, save_requests
-from weightsmith.run.editing import editor_options, layers_for
+from weightsmith.run.editing import editor_options, layers_for, methods_for
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.job import TRAIN_DEFAULTS, Job, check_split, new_model, save_indices, start_of, train_options
 from weightsmith.run.tables import (
@@ -136,10 +136,11 @@ def run_edit(job: Job) -> None:
     else:
         requests, part = job.errors(options.edit_from, options.max_edits, options.min_errors)
     _need_errors(requests, part)
-    layers = {method: layers_for(job, method) for method in options.edit_method}
-    _log.info("editing %d images of %s with %s", len(requests), part, ", ".join(options.edit_method))
+    methods = methods_for(job)
+    layers = {method: layers_for(job, method) for method in methods}
+    _log.info("editing %d images of %s with %s", len(requests), part, ", ".join(methods))
     deltas: dict[str, Delta] = {}
-    for method in options.edit_method:
+    for method in methods:
         deltas[method] = make_editor(method, **editor_options(options, method, layers[method])).solve(
             job.trained, requests, job.part("train"), job.cache_dir
         )
@@ -149,8 +150,8 @@ def run_edit(job: Job) -> None:
     save_requests(out / "requests.safetensors", requests)
     for method, delta in deltas.items():
         write_csv(out / edit_log_name(method), edit_rows(delta), EDIT_COLUMNS)
-        delta.save(job.folder.path / delta_name(options.edit_method, method))
-    first = deltas[options.edit_method[0]]
+        delta.save(job.folder.path / delta_name(methods, method))
+    first = deltas[methods[0]]
     with first.on(job.trained):
         save(job.trained, job.folder.path / "edited", _card(job, job.trained, first))
 
@@ -169,7 +170,8 @@ def run_eval(job: Job) -> None:
         raise WeightsmithError(
             "nothing is held out, so nothing can be proven: --held-out-from none needs --edit-from PATH"
         )
-    deltas = {m: Delta.load(job.folder.path / delta_name(options.edit_method, m)) for m in options.edit_method}
+    methods = methods_for(job)
+    deltas = {m: Delta.load(job.folder.path / delta_name(methods, m)) for m in methods}
     rows: list[dict[str, object]] = []
     cells: list[dict[str, object]] = []
     predictions: list[dict[str, object]] = []
@@ -197,8 +199,8 @@ def run_eval(job: Job) -> None:
     write_csv(out / "predictions.csv", predictions)
     write_csv(out / "confusion_matrix.csv", cells)
     write_csv(out / "evaluation_report.csv", rows)
-    first = deltas[options.edit_method[0]]
-    card = _card(job, job.trained, first, [row for row in rows if row["method"] == options.edit_method[0]])
+    first = deltas[methods[0]]
+    card = _card(job, job.trained, first, [row for row in rows if row["method"] == methods[0]])
     write_text(job.folder.path / "edited" / "README.md", card)
 
 

@@ -69,9 +69,10 @@ class RunOptions(JobOptions):
     trace_metric: Literal["probability", "logit_difference"] = "probability"
     """What is measured."""
 
-    edit_method: tuple[str, ...] = ("alphaedit",)
-    """One or more of alphaedit, patcher (vision transformers), memit, emmet, rome, head, finetune, lora; several are compared
-    on the same corrections."""
+    edit_method: tuple[str, ...] = ("auto",)
+    """One or more of patcher (vision transformers), alphaedit, memit, emmet, rome, head, finetune, lora; several are compared
+    on the same corrections. `auto` takes the patcher where the model has a CLS token, else alphaedit; alphaedit too where
+    a flag says which layers, which null space or which ridge."""
     edit_layers: tuple[int, ...] | None = None
     """Layers to edit [the traced ones, else the last three; rome and emmet take one]."""
     layers_from: str | None = None
