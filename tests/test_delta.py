@@ -498,7 +498,7 @@ def test_the_lora_adapter_works_in_plain_peft(
         clean = model.logits(inputs)
         with delta.on(model):
             edited = model.logits(inputs)
-    delta.to_lora(tmp_path / "adapter", base_model="some/model")
+    delta.to_lora(tmp_path / "adapter", model, base_model="some/model")
     assert json.loads((tmp_path / "adapter" / "adapter_config.json").read_text())["base_model_name_or_path"] == (
         "some/model"
     )
@@ -513,7 +513,7 @@ def test_the_lora_adapter_works_in_plain_peft(
 def test_the_adapter_has_no_larger_rank_than_its_matrix(tiny_model: Callable[..., Model], tmp_path: Path) -> None:
     model = tiny_model("mlp")
     low = LowRank(torch.randn(4, 30, dtype=torch.float64), torch.randn(30, 10, dtype=torch.float64))
-    Delta({"classifier.weight": low}).to_lora(tmp_path / "adapter")
+    Delta({"classifier.weight": low}).to_lora(tmp_path / "adapter", model)
     tensors = load_file(tmp_path / "adapter" / "adapter_model.safetensors")
     down = tensors["base_model.model.classifier.lora_A.weight"]
     up = tensors["base_model.model.classifier.lora_B.weight"]
@@ -523,23 +523,35 @@ def test_the_adapter_has_no_larger_rank_than_its_matrix(tiny_model: Callable[...
 
 
 @pytest.mark.parametrize(
-    ("name", "change"),
+    "name",
     [
-        ("vit.embeddings.position_embeddings", Dense(torch.ones(1, 5, 16))),
-        ("vit.embeddings.cls_token", Dense(torch.ones(1, 1, 16))),
-        ("vit.layernorm.weight", Dense(torch.ones(16))),
-        ("vit.embeddings.patch_embeddings.projection.weight", Dense(torch.ones(16, 3, 4, 4))),
-        ("classifier.bias", Dense(torch.ones(4))),
+        "vit.embeddings.position_embeddings",
+        "vit.embeddings.cls_token",
+        "vit.layernorm.weight",
+        "vit.embeddings.patch_embeddings.projection.weight",
+        "classifier.bias",
     ],
 )
-def test_what_no_adapter_can_hold_is_named(name: str, change: Change, tmp_path: Path) -> None:
-    delta = Delta({"vit.layers.0.mlp.fc2.weight": LowRank(torch.ones(16, 1), torch.ones(1, 24)), name: change})
+def test_what_no_adapter_can_hold_is_named(name: str, tiny_model: Callable[..., Model], tmp_path: Path) -> None:
+    model = tiny_model("vit")
+    rows, columns = model.module.get_parameter("vit.layers.0.mlp.fc2.weight").shape
+    low = LowRank(torch.ones(rows, 1), torch.ones(1, columns))
+    change = Dense(torch.ones(model.module.get_parameter(name).shape))
+    delta = Delta({"vit.layers.0.mlp.fc2.weight": low, name: change})
     with pytest.raises(WeightsmithError) as told:
-        delta.to_lora(tmp_path / "adapter")
+        delta.to_lora(tmp_path / "adapter", model)
     assert name in str(told.value)
     assert not (tmp_path / "adapter").exists()
 
 
-def test_an_empty_delta_is_no_adapter(tmp_path: Path) -> None:
-    with pytest.raises(WeightsmithError):
-        Delta({}).to_lora(tmp_path / "adapter")
+def test_an_adapter_for_another_network_is_not_written(tiny_model: Callable[..., Model], tmp_path: Path) -> None:
+    delta = Delta({"vit.layers.0.mlp.fc2.weight": LowRank(torch.ones(3, 1), torch.ones(1, 3))})
+    for name, words in (("vit", "of shape"), ("mlp", "has no parameter")):
+        with pytest.raises(WeightsmithError, match=words):
+            delta.to_lora(tmp_path / "adapter", tiny_model(name))
+    assert not (tmp_path / "adapter").exists()
+
+
+def test_an_empty_delta_is_no_adapter(tiny_model: Callable[..., Model], tmp_path: Path) -> None:
+    with pytest.raises(WeightsmithError, match="changes nothing"):
+        Delta({}).to_lora(tmp_path / "adapter", tiny_model("vit"))

@@ -1,4 +1,4 @@
-"""The command line: `weightsmith run`, `baseline`, `locate`, `edit`, `compare`, `facts`, `download`.
+"""The command line: `weightsmith run`, `baseline`, `locate`, `edit`, `edits`, `compare`, `facts`, `download`.
 
 Only the options are imported before a command is known, so that help answers at once.
 """
@@ -29,12 +29,18 @@ from weightsmith.run.options import (
     CompareOptions,
     DownloadOptions,
     EditOptions,
+    EditsOptions,
     FactsOptions,
+    ListEditsOptions,
     LocateOptions,
     PatchAttributionOptions,
     PatchOptions,
+    RemoveEditOptions,
+    ReplayEditsOptions,
     RunOptions,
+    ShowEditOptions,
     TraceOptions,
+    UndoEditsOptions,
     read_yaml,
 )
 
@@ -51,6 +57,13 @@ _LOCATE: dict[str, type[LocateOptions]] = {
     "patch": PatchOptions,
     "attribution": AttributionOptions,
     "astra": PatchAttributionOptions,
+}
+_EDITS: dict[str, type[EditsOptions]] = {
+    "list": ListEditsOptions,
+    "show": ShowEditOptions,
+    "undo": UndoEditsOptions,
+    "remove": RemoveEditOptions,
+    "replay": ReplayEditsOptions,
 }
 _GONE_ON_WITH = (RunOptions, LocateOptions, EditOptions, CompareOptions, FactsOptions)
 """Commands that take the options of an existing run for their defaults when they go on with it."""
@@ -94,6 +107,9 @@ def _parse(given: list[str]) -> Any:
     ways = [_member(name, kind, given[2:] if given[:2] == ["locate", name] else None) for name, kind in _LOCATE.items()]
     about = "Find what in a trained model carries a decision: trace, patch, attribution, astra."
     members.append(Annotated[_union(ways), tyro.conf.subcommand("locate", description=about, prefix_name=False)])
+    ways = [Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)] for name, kind in _EDITS.items()]
+    about = "What the journal of `weightsmith edit --batch-size` has, and taking edits back: list, show, undo, remove, replay."
+    members.append(Annotated[_union(ways), tyro.conf.subcommand("edits", description=about, prefix_name=False)])
     return tyro.cli(
         _union(members),
         args=given,
@@ -171,6 +187,8 @@ def _run(options: Any) -> None:
         from weightsmith.run.locate import locate as command
     elif isinstance(options, EditOptions):
         from weightsmith.run.edit import edit as command
+    elif isinstance(options, EditsOptions):
+        from weightsmith.run.edits import edits as command
     elif isinstance(options, CompareOptions):
         from weightsmith.run.compare import compare as command
     elif isinstance(options, FactsOptions):

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,8 +17,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from weightsmith.adapters import Adapter, read_adapter, transposed_weights, write_adapter
 from weightsmith.errors import WeightsmithError, WrongWeightsError
-from weightsmith.files import atomic_folder, atomic_path, read_tensors
+from weightsmith.files import atomic_path, read_tensors
 
 _FORMAT = "weightsmith-delta-1"
 
@@ -255,6 +256,12 @@ class Delta:
 
     def save(self, path: Path | str) -> None:
         """Write one safetensors file, atomically."""
+        header = {"format": _FORMAT, "base": self.base, "info": self.info}
+        with atomic_path(path) as temporary:
+            save_file(self.tensors(), temporary, metadata={"weightsmith": json.dumps(header)})
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The changes as named tensors, on the CPU; `of_tensors` reads them."""
         tensors: dict[str, Tensor] = {}
         for name, change in self.changes.items():
             if isinstance(change, LowRank):
@@ -262,14 +269,17 @@ class Delta:
                 tensors[f"{name}:right"] = change.right.contiguous().cpu()
             else:
                 tensors[f"{name}:dense"] = change.change.contiguous().cpu()
-        header = {"format": _FORMAT, "base": self.base, "info": self.info}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"weightsmith": json.dumps(header)})
+        return tensors
 
     @classmethod
     def load(cls, path: Path | str) -> Delta:
         """Read what `save` wrote. Raises `WeightsmithError` for a missing or damaged file or another format."""
         header, tensors = read_tensors(path, _FORMAT)
+        return cls.of_tensors(tensors, header["base"], header["info"])
+
+    @classmethod
+    def of_tensors(cls, tensors: Mapping[str, Tensor], base: str, info: dict[str, Any]) -> Delta:
+        """The delta that `tensors` told."""
         changes: dict[str, Change] = {}
         for key in tensors:
             name, _, part = key.rpartition(":")
@@ -277,32 +287,41 @@ class Delta:
                 changes[name] = LowRank(tensors[f"{name}:left"], tensors[f"{name}:right"])
             elif part == "dense":
                 changes[name] = Dense(tensors[key])
-        return cls(changes, header["base"], header["info"])
+        return cls(changes, base, info)
 
-    def to_lora(self, folder: Path | str, base_model: str | None = None) -> None:
-        """Write the delta as a LoRA adapter that plain PEFT loads: B A = change, scale 1, full rank.
+    def to_lora(
+        self,
+        folder: Path | str,
+        model: nn.Module | HasModule,
+        base_model: str | None = None,
+        alpha: float | None = None,
+    ) -> None:
+        """Write the delta as a LoRA adapter that plain PEFT loads: alpha/rank B A = change, at full rank.
 
         Weights of linear layers become lora_A (rank, in) and lora_B (out, rank); a dense change is factored by SVD at
-        full rank; a change of a bias becomes lora_B's bias.
+        full rank; a change of a bias becomes lora_B's bias. The base's hash and the info go into the file's metadata.
 
         Args:
+            model: the network that it is for, which says which weights it stores (in, out), as GPT-2 does.
             base_model: name or path written into the adapter as its base model.
+            alpha: `lora_alpha` of every layer; None takes each layer's rank. The change is the same.
 
         Raises:
-            WeightsmithError: a change of something else than a linear layer's weight or bias.
+            WeightsmithError: a change that the model has no place for, or of something else than a linear layer's weight or
+                bias; a bad alpha.
         """
-        from peft import LoraConfig  # heavy, and only needed here
-
         if not self.changes:
             raise WeightsmithError("this delta changes nothing, so there is no adapter to write")
-
-        factors: dict[str, LowRank] = {}
+        self._parameters(network(model))
+        transposed = transposed_weights(network(model))
+        factors: dict[str, tuple[Tensor, Tensor]] = {}
         biases: dict[str, Tensor] = {}
         for name, change in self.changes.items():
             layer, _, kind = name.rpartition(".")
             if kind == "weight" and len(change.shape) == 2:
-                low = change if isinstance(change, LowRank) else _factored(change)
-                factors[layer] = low.compressed() if low.left.shape[1] > min(low.shape) else low
+                low = factored(change)
+                low = low.compressed() if low.left.shape[1] > min(low.shape) else low
+                factors[layer] = (low.left.mT, low.right.mT) if name in transposed else (low.right, low.left)
             elif kind == "bias" and isinstance(change, Dense):
                 biases[layer] = change.change
             else:
@@ -310,32 +329,33 @@ class Delta:
         alone = [layer for layer in biases if layer not in factors]
         if alone:
             raise WeightsmithError(f"{alone[0]}.bias changes without its weight, which no LoRA adapter can hold")
-        ranks = {layer: low.left.shape[1] for layer, low in factors.items()}
-        rank = max(ranks.values())
-        config = LoraConfig(
-            r=rank,
-            lora_alpha=rank,
-            target_modules=sorted(factors),
-            rank_pattern=ranks,
-            alpha_pattern=ranks,
-            lora_bias=bool(biases),
-            base_model_name_or_path=base_model,
-            inference_mode=True,
-        )
-        tensors: dict[str, Tensor] = {}
-        for layer, low in factors.items():
-            prefix = f"base_model.model.{layer}"
-            tensors[f"{prefix}.lora_A.weight"] = low.right.float().contiguous().cpu()
-            tensors[f"{prefix}.lora_B.weight"] = low.left.float().contiguous().cpu()
-            if biases:
-                bias = biases.get(layer, torch.zeros(low.shape[0]))
-                tensors[f"{prefix}.lora_B.bias"] = bias.float().contiguous().cpu()
-        with atomic_folder(folder) as temporary:
-            config.save_pretrained(temporary)
-            save_file(tensors, temporary / "adapter_model.safetensors", metadata={"format": "pt"})
+        turned = frozenset(name for name in self.changes if name in transposed)
+        write_adapter(folder, Adapter(factors, biases, turned, self.base, self.info), base_model, alpha)
+
+    @classmethod
+    def of_lora(cls, folder: Path | str, transposed: Collection[str] | None = None) -> Delta:
+        """Read a LoRA adapter, of `to_lora` or of PEFT; like any delta it then goes on its own base alone.
+
+        Args:
+            transposed: as in `to_lora`; None takes the adapter's word, which PEFT gives for all layers together.
+
+        Raises:
+            WeightsmithError: a missing or damaged file, a pickle, or an adapter that is more than B A, such as DoRA.
+        """
+        adapter = read_adapter(folder)
+        turned = adapter.transposed if transposed is None else transposed
+        changes: dict[str, Change] = {}
+        for layer, (down, up) in adapter.factors.items():
+            name = f"{layer}.weight"
+            changes[name] = LowRank(down.mT, up.mT) if name in turned else LowRank(up, down)
+        changes |= {f"{layer}.bias": Dense(bias) for layer, bias in adapter.biases.items()}
+        return cls(changes, adapter.base, adapter.info)
 
 
-def _factored(change: Dense) -> LowRank:
+def factored(change: Change) -> LowRank:
+    """A matrix's change as factors; a dense one by SVD at full rank, in float64."""
+    if isinstance(change, LowRank):
+        return change
     u, s, vh = torch.linalg.svd(change.change.double(), full_matrices=False)
     return LowRank(u * s, vh)
 

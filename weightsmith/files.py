@@ -128,6 +128,19 @@ def read_tensors(path: Path | str, wanted: str) -> tuple[dict[str, Any], dict[st
     Raises:
         WeightsmithError: naming the file, when it is missing, damaged, or of another format than `wanted`.
     """
+    header, tensors = any_tensors(path)
+    found = header.get("format", "another safetensors file")
+    if found != wanted:
+        raise WeightsmithError(f"{path} is no {wanted} file but {found!r}: check the path")
+    return header, tensors
+
+
+def any_tensors(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Header, empty where the file is not ours, and tensors of any safetensors file.
+
+    Raises:
+        WeightsmithError: naming the file, when it is missing or damaged.
+    """
     from safetensors import safe_open  # brings torch along, which a command's help does without
 
     path = Path(path)
@@ -139,10 +152,7 @@ def read_tensors(path: Path | str, wanted: str) -> tuple[dict[str, Any], dict[st
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (no mapping)
     except Exception as error:  # safetensors raises its own type for a damaged file; all of them mean the same here
         raise WeightsmithError(f"{path} is damaged or no safetensors file ({error}): write it again") from error
-    found = header.get("format", "another safetensors file") if isinstance(header, dict) else "another safetensors file"
-    if found != wanted:
-        raise WeightsmithError(f"{path} is no {wanted} file but {found!r}: check the path")
-    return header, tensors
+    return header if isinstance(header, dict) else {}, tensors
 
 
 @contextmanager

@@ -113,7 +113,7 @@ def duplicates_of(requests: Sequence[Request]) -> tuple[list[tuple[int, int]], l
     equal: list[tuple[int, int]] = []
     contradicting: list[tuple[int, int]] = []
     for position, request in enumerate(requests):
-        asked, target = _question(request)
+        asked, target = question_of(request)
         if (asked, target) in first_with:
             equal.append((first_with[asked, target], position))
         elif asked in first:
@@ -123,7 +123,8 @@ def duplicates_of(requests: Sequence[Request]) -> tuple[list[tuple[int, int]], l
     return equal, contradicting
 
 
-def _question(request: Request) -> tuple[object, object]:
+def question_of(request: Request) -> tuple[object, object]:
+    """(what is asked, what is wanted): equal for requests that ask the same, whatever their names."""
     if isinstance(request, TextRequest):
         return request.prompt.strip(), request.target.strip()
     return (tuple(request.image.shape), request.image.numpy().tobytes()), request.target

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -134,24 +134,40 @@ class ClosedForm(ABC):
                 or keys that the metric does not let be edited.
             HeldOutError: `preserve` is sealed.
         """
-        layers = self._layers(model)
         kept, repeated = without_repeats(requests)
+        corrections = self.read(model, kept, cache_dir)
+        subjects = {request.subject for request in kept if isinstance(request, TextRequest)}
+        places = self.places(model, preserve, subjects, cache_dir)
+        delta = self.solve_at(model, corrections, places)
+        layers = [place.layer for place in places if place.layer is not None]
+        info = {"method": self.name, "options": asdict(self), "layers": layers, "repeated": repeated}
+        return Delta(delta.changes, delta.base, info | delta.info)
+
+    def read(self, model: Model, requests: Sequence[Request], cache_dir: Path | None = None) -> Corrections:
+        """The requests as this editor reads them. Raises as `solve`."""
         contexts = Contexts(
             self.prefix_lengths, self.lookup, self.half_bare, self.compat, self.views, self.view, self.seed
         )
-        corrections = corrections_of(model, kept, contexts, cache_dir)
-        subjects = {request.subject for request in kept if isinstance(request, TextRequest)}
+        return corrections_of(model, requests, contexts, cache_dir)
+
+    def places(
+        self, model: Model, preserve: Preserved, subjects: Iterable[str] = (), cache_dir: Path | None = None
+    ) -> list[Place]:
+        """Where it edits and under which metrics; prompts about `subjects` are not preserved. Raises as `solve`."""
+        layers = self._layers(model)
         moments = preserved_moments(
             model, self.component, layers, preserve, self.patch_weight, self.prompt_weight, subjects, cache_dir
         )
-        places = [Place(self.component, layer, self.metric(moments[layer]), moments[layer]) for layer in layers]
-        delta = self.solve_at(model, corrections, places)
-        layer_info = [] if layers == (None,) else list(layers)
-        info = {"method": self.name, "options": asdict(self), "layers": layer_info, "repeated": repeated}
-        return Delta(delta.changes, delta.base, info | delta.info)
+        return [Place(self.component, layer, self.metric(moments[layer]), moments[layer]) for layer in layers]
 
-    def solve_at(self, model: Model, corrections: Corrections, places: Sequence[Place]) -> Delta:
-        """The delta for corrections that were read, at places whose metrics are known."""
+    def solve_at(
+        self,
+        model: Model,
+        corrections: Corrections,
+        places: Sequence[Place],
+        weights: Mapping[str, float] | None = None,
+    ) -> Delta:
+        """The delta for corrections that were read, at places whose metrics are known; `weights` by request's name."""
         margin = margin_for(model, self.margin)
         steps, lr = STEPS[model.family.reads]
         options = TargetOptions(
@@ -167,14 +183,14 @@ class ClosedForm(ABC):
         stated = self.component if self.stated else None
         size = self.at_once or len(corrections)
         if size >= len(corrections):
-            return edit_batch(model, corrections, places, self.solution(), options, self.rounds, stated)
+            return edit_batch(model, corrections, places, self.solution(), options, self.rounds, stated, weights)
         delta = Delta({}, weights_hash(model))
         solves: list[dict[str, Any]] = []
         norms: list[float] = []
         for first in range(0, len(corrections), size):
             with delta.on(model, check=False):
                 chunk = corrections.part(first, first + size)
-                step = edit_batch(model, chunk, places, self.solution(), options, self.rounds, stated)
+                step = edit_batch(model, chunk, places, self.solution(), options, self.rounds, stated, weights)
             delta = delta.then(step)
             solves += [{"first_request": first, **row} for row in step.info["solves"]]
             norms += [row["residual_norm"] for row in step.info["requests"]]

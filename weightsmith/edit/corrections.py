@@ -32,11 +32,13 @@ class Measured:
         keys: (E, d), averaged over each request's contexts.
         bare: (E, d) the keys of the request alone.
         present: (E, width) values at the goal.
+        weights: (E,) Ω, how much each counts; None is one each.
     """
 
     keys: Tensor
     bare: Tensor
     present: Tensor
+    weights: Tensor | None = None
 
 
 class Corrections(Protocol):

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -62,6 +63,8 @@ class HeadEdit:
     margin: float | None = None
     rounds: int = 10
 
+    name: ClassVar[str] = "head"
+
     def solve(
         self, model: Model, requests: Sequence[Request], preserve: Preserved, cache_dir: Path | None = None
     ) -> Delta:
@@ -81,7 +84,7 @@ class HeadEdit:
             delta = edit_batch(model, corrections, [place], solution, TargetOptions(margin=margin), self.rounds)
         else:
             delta = self._descend(model, corrections, texts_of(preserve), margin)
-        info = {"method": "head", "options": asdict(self), "layers": [], "repeated": repeated}
+        info = {"method": self.name, "options": asdict(self), "layers": [], "repeated": repeated}
         return Delta(delta.changes, delta.base, info | delta.info)
 
     def _descend(self, model: Model, corrections: Corrections, preserve: ImageSet | TextSet, margin: float) -> Delta:

@@ -170,6 +170,56 @@ class InverseMoment:
         return cls(factor, weight, shift)
 
 
+@dataclass(frozen=True, eq=False)
+class Guarded:
+    """M' = M − M Kₚ (S + Kₚᵀ M Kₚ)⁻¹ Kₚᵀ M: a metric under which the keys Kₚ (d, P) of earlier edits cost.
+
+    Solving under M' is solving under M with Kₚ as more columns of residual zero and slack S = ρ Ω⁻¹ (block elimination of
+    those columns), which is AlphaEdit's cache of earlier keys. Here a batch costs what its own keys cost: 2dP + P² a key
+    instead of (E + P)³, and a new key joins the factor in P². Memory is P (d + P/2), never d×d by itself.
+
+    Attributes:
+        inner: M; moved: M Kₚ (d, P); factor: L (P, P), lower triangular, L Lᵀ = S + Kₚᵀ M Kₚ.
+    """
+
+    inner: Metric
+    moved: Tensor
+    factor: Tensor
+
+    @classmethod
+    def of(cls, inner: Metric, keys: Tensor, slack: Tensor) -> Guarded:
+        """Guard keys (d, P) under M, each with its slack (P,): the ridge over the weight with which it is held.
+
+        Raises:
+            WeightsmithError: a slack that is not positive.
+        """
+        none = Guarded(inner, keys.double()[:, :0], torch.zeros(0, 0, dtype=torch.float64))
+        return none.joined(keys, slack)
+
+    @property
+    def count(self) -> int:
+        """P, how many keys are guarded."""
+        return len(self.factor)
+
+    def times(self, keys: Tensor) -> Tensor:
+        half = torch.linalg.solve_triangular(self.factor, self.moved.mT @ keys, upper=False)
+        whole: Tensor = torch.linalg.solve_triangular(self.factor.mT, half, upper=True)
+        return self.inner.times(keys) - self.moved @ whole
+
+    def joined(self, keys: Tensor, slack: Tensor) -> Guarded:
+        """The metric with more keys (d, E) guarded: the factor grows by a block."""
+        if not bool((slack > 0).all()):
+            raise WeightsmithError("a guarded key needs a slack above 0: give a ridge (l2) above 0")
+        k = keys.double()
+        moved = self.inner.times(k)
+        beside = torch.linalg.solve_triangular(self.factor, self.moved.mT @ k, upper=False)  # (P, E)
+        own = k.mT @ moved
+        corner = torch.linalg.cholesky((own + own.mT) / 2 + torch.diag(slack.double()) - beside.mT @ beside)
+        top = torch.cat([self.factor, beside.new_zeros(beside.shape)], 1)
+        factor = torch.cat([top, torch.cat([beside.mT, corner], 1)])
+        return Guarded(self.inner, torch.cat([self.moved, moved], 1), factor)
+
+
 def _moment(moment: Tensor) -> Tensor:
     if moment.ndim != 2 or moment.shape[0] != moment.shape[1] or not bool(torch.isfinite(moment).all()):
         raise WeightsmithError(f"a second moment {tuple(moment.shape)} must be (d, d) and finite: measure it again")

@@ -6,8 +6,8 @@ that are left (MEMIT, Meng et al., 2023, algorithm 1), and the log. They differ 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from weightsmith.delta import Delta, LowRank, weights_hash
 from weightsmith.edit.corrections import Corrections, Goal, Measured
-from weightsmith.edit.metric import Metric
+from weightsmith.edit.metric import Guarded, Metric
 from weightsmith.edit.solver import Solution, solve
 from weightsmith.edit.targets import TargetOptions
 from weightsmith.errors import WeightsmithError
@@ -32,12 +32,19 @@ class Ridge:
 
 @dataclass(frozen=True, eq=False)
 class Place:
-    """One linear map to edit: its value site's kind, its block (None for the classifier), its metric and moment."""
+    """One linear map to edit.
+
+    Attributes:
+        kind, layer: its value site's kind, and its block (None for the classifier).
+        metric: M; moment: the preserved keys' second moment (d, d) that M was made from.
+        guarded: M under which keys of earlier edits cost too; None without any. The ridge is relative to M.
+    """
 
     kind: str
     layer: int | None
     metric: Metric
     moment: Tensor
+    guarded: Guarded | None = None
 
 
 _PATIENCE = 3
@@ -51,15 +58,26 @@ def ridged(ridge: Ridge) -> Solve:
     """The solver's form: ΔW = R (Kᵀ M K + ρ I)⁻¹ Kᵀ M."""
 
     def solution(measured: Measured, share: Tensor, place: Place) -> Solution:
+        keys = measured.keys.mT.cpu()
+        rho = ridge.absolute
+        if place.guarded is not None and ridge.relative is not None:
+            rho = ridge.relative * mean_pull(place.metric, keys)  # the same as without earlier edits
         return solve(
-            measured.keys.mT.cpu(),
+            keys,
             share.mT.cpu(),
-            place.metric,
-            ridge=ridge.relative,
-            absolute_ridge=ridge.absolute,
+            place.guarded or place.metric,
+            ridge=ridge.relative if rho is None else None,
+            absolute_ridge=rho,
+            weights=measured.weights,
         )
 
     return solution
+
+
+def mean_pull(metric: Metric, keys: Tensor) -> float:
+    """Mean diag(Kᵀ M K) of keys (d, E), what relative ridges are relative to."""
+    k = keys.double()
+    return float((k * metric.times(k)).sum(0).mean())
 
 
 def edit_batch(
@@ -70,6 +88,7 @@ def edit_batch(
     options: TargetOptions,
     rounds: int,
     stated: str | None = None,
+    weights: Mapping[str, float] | None = None,
 ) -> Delta:
     """Solve for all requests together; the model is as it was afterwards.
 
@@ -82,6 +101,7 @@ def edit_batch(
         rounds: at most this many.
         stated: kind of site at which the wanted values are stated; None takes the residual stream behind the last
             place, or where there is none, the last place itself.
+        weights: name of a request → how much it counts; those without one count 1.
 
     Returns:
         The delta; its `info` holds "requests" (a row each) and "solves" (a row a round and place).
@@ -105,6 +125,9 @@ def edit_batch(
         for position, place in enumerate(places):
             with delta.on(model, check=False):
                 measured = corrections.measure(model, place.kind, place.layer, goal)
+            if weights:
+                omega = [weights.get(name, 1.0) for name in corrections.columns(place.layer)]
+                measured = replace(measured, weights=torch.tensor(omega, dtype=torch.float64))
             share = (wanted - measured.present) / (len(places) - position)
             if number == position == 0 and len(share) == len(residuals):
                 residuals = (wanted - measured.present).norm(dim=1).cpu()

@@ -5,7 +5,7 @@ from weightsmith.evaluate.classification import Classification, classify, confus
 from weightsmith.evaluate.editing import EditReport, editing
 from weightsmith.evaluate.headline import headline
 from weightsmith.evaluate.knowledge import KnowledgeReport, KnowledgeScores, knowledge
-from weightsmith.evaluate.language import drift, perplexity
+from weightsmith.evaluate.language import agreement, drift, perplexity
 
 __all__ = [
     "Classification",
@@ -13,6 +13,7 @@ __all__ = [
     "KnowledgeAnswers",
     "KnowledgeReport",
     "KnowledgeScores",
+    "agreement",
     "answer",
     "classify",
     "confusion_matrix",

@@ -33,9 +33,17 @@ def perplexity(model: Model, texts: Iterable[Tensor]) -> float:
     return float(torch.tensor(total / count, dtype=torch.float64).exp())
 
 
-@torch.no_grad()
 def drift(model: Model, texts: Iterable[Tensor], delta: Delta | None = None) -> float:
     """Mean KL(before ‖ after) in nats of what comes next, over every token of the texts: 0 where an edit changed nothing.
+
+    Arguments and errors are those of `agreement`.
+    """
+    return agreement(model, texts, delta)[1]
+
+
+@torch.no_grad()
+def agreement(model: Model, texts: Iterable[Tensor], delta: Delta | None = None) -> tuple[float, float]:
+    """Over every token of the texts: how often the likeliest next token stays the same, and the drift in nats.
 
     Args:
         texts: batches (n, T) of token ids, windows of text kept aside.
@@ -48,7 +56,7 @@ def drift(model: Model, texts: Iterable[Tensor], delta: Delta | None = None) -> 
         raise WeightsmithError("the model wears no delta: measure inside `with delta.on(model)`, or pass the delta")
     if delta is not None:
         delta.check(model)
-    total, count = 0.0, 0
+    total, same, count = 0.0, 0, 0
     for ids in _windows(model, texts, shortest=1):
         with lifted(model) if delta is None else nullcontext():
             before = model.token_logits(ids)
@@ -57,8 +65,9 @@ def drift(model: Model, texts: Iterable[Tensor], delta: Delta | None = None) -> 
         for was, now in zip(before, after, strict=True):  # a window at a time: float64 of all would be twice the memory
             old, new = was.double().log_softmax(-1), now.double().log_softmax(-1)
             total += float(F.kl_div(new, old, reduction="sum", log_target=True))
+            same += int((was.argmax(-1) == now.argmax(-1)).sum())
         count += ids.numel()
-    return total / count
+    return same / count, total / count
 
 
 def _windows(model: Model, texts: Iterable[Tensor], shortest: int) -> Iterator[Tensor]:

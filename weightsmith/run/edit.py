@@ -15,11 +15,13 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
+from weightsmith.adapters import transposed_weights
 from weightsmith.data.facts import write_facts
 from weightsmith.delta import Delta, weights_hash
 from weightsmith.edit import Editor, editors, make_editor
 from weightsmith.edit.hyperparameters import METHODS as WITH_HPARAMS
 from weightsmith.edit.hyperparameters import hyperparameters, read_hyperparameters
+from weightsmith.edit.lora_native import LoRAOptions, adapted
 from weightsmith.edit.reading import without_repeats
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.evaluate import KnowledgeAnswers, KnowledgeReport, answer, knowledge
@@ -32,6 +34,7 @@ from weightsmith.run.folder import RunFolder
 from weightsmith.run.language import Kept, facts_of, of_name
 from weightsmith.run.options import EditOptions
 from weightsmith.run.session import Kin, at_least, distinct, session
+from weightsmith.run.streaming import as_one, check, fill, in_force, stream_of
 from weightsmith.run.tables import ANSWER_COLUMNS, delta_name, edit_log_name, edit_rows
 
 _log = logging.getLogger(__name__)
@@ -47,9 +50,10 @@ KIN = Kin(
     called="edit",
     another="another command",
     results=(
-        "requests.json", "edit_log.csv", "*_edit_log.csv", "knowledge_report.csv", "answers.csv", "summary.json",
+        "requests.json", "edit_log.csv", "*_edit_log.csv", "knowledge_report.csv", "answers.csv", "summary.json", "stream.csv",
     ),
-    inside=("delta*.safetensors", "edited"),
+    inside=("delta*.safetensors", "edited", "edits", "adapter*"),
+    worth=("edits/journal.jsonl",),
 )  # fmt: skip
 
 
@@ -74,11 +78,23 @@ def edit(options: EditOptions) -> Path:
         )
         before = answer(model, requests, new_tokens=_TEXT_TOKENS, seed=options.seed, title="before")
         _log.info("editing %d facts with %s, preserving %s", len(requests), ", ".join(editing), kept.told)
-        cache = user_path(options.cache_dir) if options.cache_dir else None
-        deltas = {
-            method: editor.solve(model, requests, kept.without(requests), cache) for method, editor in editing.items()
-        }
-        rows = _write(options, folder, model, requests, deltas, before, kept)
+        asked = requests
+        deltas: Mapping[str, Delta]
+        if options.batch_size is None:
+            cache = user_path(options.cache_dir) if options.cache_dir else None
+            deltas = {
+                method: editor.solve(model, requests, kept.without(requests), cache)
+                for method, editor in editing.items()
+            }
+        else:
+            (editor,) = editing.values()
+            with stream_of(options, folder.path, model, editor, kept, asked) as stream:
+                fill(stream, options, asked)
+                deltas = as_one(stream, folder.results)
+                requests = in_force(stream)
+            before = answer(model, requests, new_tokens=_TEXT_TOKENS, seed=options.seed, title="before")
+        deltas = as_adapters(options, folder, model, deltas)
+        rows = write_results(options, folder, model, requests, deltas, before, kept, asked)
         summary = _summary(requests, deltas, repeated)
         write_json(folder.results / "summary.json", {"command": "edit", "summary": summary, "rows": len(rows)})
     console = Console()
@@ -146,6 +162,9 @@ def _check(options: EditOptions) -> None:
             raise WeightsmithError(f"--edit-method {method} is no editor: {did_you_mean(method, editors())}")
     distinct("edit_method", options.edit_method, "alphaedit memit")
     at_least(options, {"max_edits": 1})
+    check(options)
+    if options.edit_mode == "lora_native":
+        lora_options(options)
     check_layer_flags(options.edit_method, edit_layers=options.edit_layers)
 
 
@@ -158,7 +177,33 @@ def _check_reads_text(options: EditOptions, model: Model) -> None:
     _ = model.tokenize("The")  # says so where the tokenizer is missing
 
 
-def _write(
+def as_adapters(
+    options: EditOptions, folder: RunFolder, model: Model, deltas: Mapping[str, Delta]
+) -> Mapping[str, Delta]:
+    """The deltas as adapters of the rank asked for, the first method's written to `adapter/`; else as they are."""
+    if options.edit_mode == "raw":
+        return deltas
+    stored = transposed_weights(model.module)
+    made = {method: adapted(delta, lora_options(options), transposed=stored)[0] for method, delta in deltas.items()}
+    for method, delta in made.items():
+        name = "adapter" if method == options.edit_method[0] else f"adapter_{method}"
+        delta.to_lora(folder.path / name, model, base_model=options.model, alpha=options.lora_alpha)
+    return made
+
+
+def lora_options(options: EditOptions) -> LoRAOptions:
+    """What the flags say of the adapter. Raises `WeightsmithError` for values out of range."""
+    return LoRAOptions(
+        rank=options.lora_rank,
+        alpha=options.lora_alpha,
+        scale=options.lora_scale,
+        use_svd=options.lora_use_svd,
+        fit_steps=options.lora_fit_steps,
+        allow_fallback=options.allow_fallback,
+    )
+
+
+def write_results(
     options: EditOptions,
     folder: RunFolder,
     model: Model,
@@ -166,10 +211,11 @@ def _write(
     deltas: Mapping[str, Delta],
     before: KnowledgeAnswers,
     kept: Kept,
+    asked: Sequence[TextRequest] = (),
 ) -> list[dict[str, object]]:
-    """Every file of the run; returns the rows of the report."""
+    """Every file of the run; returns the rows of the report. `asked`, if more than what is in force, is kept as it was."""
     out = folder.results
-    write_facts(out / "requests.json", requests)
+    write_facts(out / "requests.json", asked or requests)
     rows: list[dict[str, object]] = []
     answers: list[dict[str, object]] = []
     for method, delta in deltas.items():

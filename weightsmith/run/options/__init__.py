@@ -9,6 +9,14 @@ from weightsmith.run.options.correct import (
     RunOptions,
     Stage,
 )
+from weightsmith.run.options.edits import (
+    EditsOptions,
+    ListEditsOptions,
+    RemoveEditOptions,
+    ReplayEditsOptions,
+    ShowEditOptions,
+    UndoEditsOptions,
+)
 from weightsmith.run.options.files import read_yaml, to_yaml
 from weightsmith.run.options.folder import FolderOptions
 from weightsmith.run.options.knowledge import CompareOptions, EditOptions, FactsOptions
@@ -32,17 +40,23 @@ __all__ = [
     "DownloadOptions",
     "DrawnOptions",
     "EditOptions",
+    "EditsOptions",
     "FactsOptions",
     "FolderOptions",
     "JobOptions",
+    "ListEditsOptions",
     "LocateOptions",
     "PairOptions",
     "PatchAttributionOptions",
     "PatchOptions",
+    "RemoveEditOptions",
+    "ReplayEditsOptions",
     "RunOptions",
+    "ShowEditOptions",
     "Stage",
     "SweepOptions",
     "TraceOptions",
+    "UndoEditsOptions",
     "read_yaml",
     "to_yaml",
 ]

@@ -39,6 +39,48 @@ class EditOptions(FolderOptions):
     margin: float | None = None
     """Logit margin by which the wanted answer should lead [the editor's own]."""
 
+    edit_mode: Literal["raw", "lora_native"] = "raw"
+    """lora_native: the edit is a LoRA adapter of --lora-rank, in `adapter/`, that plain PEFT loads, and is measured as such."""
+    lora_rank: int = 16
+    """Largest rank of the adapter."""
+    lora_alpha: float | None = None
+    """alpha of the adapter [its rank]; the change is the same."""
+    lora_scale: float = 1.0
+    """By what the edit is multiplied."""
+    lora_use_svd: bool = True
+    """Truncated SVD; `--no-lora-use-svd` begins as LoRA does and needs --lora-fit-steps."""
+    lora_fit_steps: int = 0
+    """Steps of alternating least squares."""
+    allow_fallback: bool = True
+    """Keep the raw change of a weight that the rank does not hold, and say so; else that is an error."""
+
+    batch_size: int | None = None
+    """Edit so many at a time, each batch on the model that the one before left, with a journal from which edits can be taken
+    back (`weightsmith edits`) [all at once, without one]."""
+    replay: Literal["none", "keys", "requests", "both"] = "keys"
+    """With --batch-size: what keeps earlier edits. `keys` guards their keys in every solve, `requests` asks some of them again
+    with what they miss by then."""
+    replay_rate: float = 0.5
+    """Requests replayed a new one, more while they are found to have slipped."""
+    replay_buffer_size: int = 500
+    """Requests that are remembered for it."""
+    replay_strategy: Literal["random", "priority", "recent"] = "random"
+    """Which are replayed."""
+    replay_eviction: Literal["fifo", "lru"] = "fifo"
+    """Which are forgotten when the buffer is full: the oldest, or those not replayed for longest."""
+    replay_weight: float = 1.0
+    """What a replayed request or a guarded key counts, a new one counting 1."""
+    trust_enable: bool = False
+    """With --batch-size: judge each batch on text kept aside and on earlier edits before it stays."""
+    trust_threshold: float = 0.8
+    """Least score, 0 to 1."""
+    trust_action: Literal["rollback", "scale", "warn"] = "rollback"
+    """What becomes of a batch below it: taken back, shrunk to the largest factor that passes, or kept with a warning."""
+    trust_heldout_samples: int = 64
+    """Windows of text kept aside that it is judged on."""
+    trust_weights: tuple[float, ...] = (0.4, 0.3, 0.2, 0.05, 0.05)
+    """Of efficacy, locality, retention of earlier edits, drift and update norm in the score."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class CompareOptions(FolderOptions):

@@ -1,0 +1,148 @@
+"""`weightsmith edit --batch-size` and `weightsmith edits`: from the command line to the edited folder and back."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from weightsmith.delta import Delta, weights_hash
+from weightsmith.files import read_csv
+from weightsmith.models import load
+from weightsmith.stream import Journal
+
+
+def asked(knowing: Path, runs: Path, *more: object) -> list[object]:
+    given = ("--max-edits", 6, "--batch-size", 2, "--runs-dir", runs, "--run-name", "stream", "--device", "cpu")
+    return ["edit", "--model", knowing, *given, *more]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    return {name: tensor.clone() for name, tensor in load(folder).module.state_dict().items()}
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_edits_are_journalled_listed_and_taken_back(weightsmith, knowing: Path, tmp_path: Path) -> None:
+    outcome = weightsmith(*asked(knowing, tmp_path))
+    assert outcome.status == 0, outcome.err
+    run = tmp_path / "stream"
+    rows = list(read_csv(run / "stream.csv"))
+    assert [row["edits"] for row in rows] == ["2", "2", "2"]
+    assert len(list(read_csv(run / "edit_log.csv"))) == 6
+    base, edited = load(knowing), weights(run / "edited")
+    with Delta.load(run / "delta.safetensors").on(base):
+        worn = base.module.state_dict()
+        assert all(torch.allclose(worn[name], edited[name], atol=1e-6) for name in edited)
+
+    listed = weightsmith("edits", "list", run)
+    assert listed.status == 0
+    assert "6 edits in force" in listed.out
+    told = json.loads(weightsmith("edits", "show", run, 3).out)
+    assert told["edit"] == 3
+    assert told["batch"] == 2
+    assert told["request"]["prompt"]
+    assert told["changes_of_the_batch"]
+
+    undone = weightsmith("edits", "undo", run)
+    assert undone.status == 0, undone.err
+    assert "2 edits of 1 batches are taken back, 4 are in force" in undone.out
+    assert len(list(read_csv(run / "edit_log.csv"))) == 4
+    again = weightsmith(*asked(knowing, tmp_path, "--resume"))
+    assert again.status == 0, again.err
+    assert same(weights(run / "edited"), edited)  # the batch that was taken back is solved once more, to the same bits
+
+    removed = weightsmith("edits", "remove", run, 1)
+    assert removed.status == 0, removed.err
+    assert next(edit.number for _, edit in Journal.open(run / "edits").edits()) == 2
+    left = weights(run / "edited")
+    assert not same(left, edited)
+    torch_file = next((run / "edited").glob("*.safetensors"))
+    torch_file.write_bytes(b"damaged")
+    assert weightsmith("edits", "replay", run).status == 0
+    assert same(weights(run / "edited"), left)
+
+    assert weightsmith("edits", "undo", run, "--all").status == 0
+    assert not (run / "edited").exists()
+    assert "0 edits in force" in weightsmith("edits", "list", run).out
+
+
+@pytest.mark.parametrize("batches", [1, 2])
+def test_a_stream_that_was_stopped_goes_on(
+    batches: int, weightsmith, knowing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Stopped behind a batch, it has the journal; gone on with, it ends with the bits of one that was not stopped."""
+    assert weightsmith(*asked(knowing, tmp_path / "whole")).status == 0
+    append, count = Journal.append, 0
+
+    def stop(self: Journal, *given: object, **more: object) -> None:
+        nonlocal count
+        append(self, *given, **more)  # type: ignore[arg-type]
+        count += 1
+        if count == batches:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "append", stop)
+        assert weightsmith(*asked(knowing, tmp_path / "stopped")).status == 130
+    run = tmp_path / "stopped" / "stream"
+    assert len(Journal.open(run / "edits").batches) == batches
+    assert not (run / "edited").exists()
+    outcome = weightsmith(*asked(knowing, tmp_path / "stopped", "--resume"))
+    assert outcome.status == 0, outcome.err
+    assert f"{batches} of 3 batches are in the journal" in outcome.err
+    assert same(weights(run / "edited"), weights(tmp_path / "whole" / "stream" / "edited"))
+
+
+def test_what_is_not_trusted_is_told(weightsmith, knowing: Path, tmp_path: Path) -> None:
+    flags = ("--trust-enable", "--trust-threshold", 1.0, "--trust-weights", 0, 1, 0, 0, 0, "--edit-method", "finetune")
+    outcome = weightsmith(*asked(knowing, tmp_path, *flags))
+    assert "taken back" in outcome.err
+    journal = Journal.open(tmp_path / "stream" / "edits")
+    assert journal.rejected
+    if not journal.batches:
+        assert outcome.status == 1
+        assert "no edit is in force" in outcome.err
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--batch-size", 0], "--batch-size must be at least 1"),
+        (["--edit-method", "memit", "rome"], "--batch-size makes one journal"),
+        (["--replay-rate", -1], "--replay-rate must be 0 or more"),
+        (["--trust-enable", "--trust-threshold", 2], "--trust-threshold must be from 0 to 1"),
+        (["--trust-enable", "--trust-weights", 1], "--trust-weights needs 5 numbers"),
+    ],
+)
+def test_bad_options(flags: list[object], words: str, weightsmith, knowing: Path, tmp_path: Path) -> None:
+    outcome = weightsmith(*asked(knowing, tmp_path, *flags))
+    assert outcome.status == 1
+    assert words in outcome.err
+    assert not (tmp_path / "stream").exists()
+
+
+def test_bad_journals(weightsmith, knowing: Path, tmp_path: Path) -> None:
+    outcome = weightsmith("edits", "list", tmp_path)
+    assert outcome.status == 1
+    assert "holds no journal of edits" in outcome.err
+    assert weightsmith(*asked(knowing, tmp_path)).status == 0
+    run = tmp_path / "stream"
+    for which in ("99", "nothing"):
+        outcome = weightsmith("edits", "remove", run, which)
+        assert outcome.status == 1
+        assert f"edit {which} is not in force: edits 1 to 6" in outcome.err
+    outcome = weightsmith("edits", "undo", run, "--batches", 7)
+    assert outcome.status == 1
+    assert "7 batches cannot be taken back: 3 are in force" in outcome.err
+    before = weights_hash(load(run / "edited"))
+    lines = (run / "edits" / "journal.jsonl").read_text().splitlines(keepends=True)
+    (run / "edits" / "journal.jsonl").write_text("".join([*lines[:2], "x\n", *lines[3:]]))
+    outcome = weightsmith("edits", "replay", run)
+    assert outcome.status == 1
+    assert "line 3 of" in outcome.err
+    assert weights_hash(load(run / "edited")) == before

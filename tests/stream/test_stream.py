@@ -1,0 +1,237 @@
+"""Streams of edits: what holds, what can be taken back bit by bit, and what is as if it had never been."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from tests.stream.conftest import EDITOR
+from weightsmith.data.images import ImageSet
+from weightsmith.data.texts import TextSet
+from weightsmith.delta import weights_hash
+from weightsmith.edit import EMMET, MEMIT, ROME, AlphaEdit, Editor, FineTune, HeadEdit, Patcher
+from weightsmith.edit.reading import Contexts, corrections_of
+from weightsmith.errors import WeightsmithError
+from weightsmith.measure import misclassified
+from weightsmith.models import Model
+from weightsmith.request import Request, TextRequest
+from weightsmith.stream import Journal, ReplayOptions, Stream, Trust, TrustOptions, settings_of
+
+Batches = list[list[TextRequest]]
+
+
+def holding(model: Model, requests: list[TextRequest]) -> list[bool]:
+    return [bool(row["success"]) for row in corrections_of(model, requests, Contexts(lookup="last")).answers(model)]
+
+
+EDITORS: dict[str, Editor] = {
+    "alphaedit": EDITOR,
+    "memit": MEMIT(prefix_lengths=()),
+    "emmet": EMMET(prefix_lengths=()),
+    "rome": ROME(prefix_lengths=()),
+    "head": HeadEdit(closed_form=True, closed_weight=0.1),
+    "finetune": FineTune(lr=3e-3, steps=200),
+}
+
+
+@pytest.mark.parametrize("name", EDITORS)
+@pytest.mark.parametrize("kind", ["none", "keys", "requests", "both"])
+def test_taking_back_gives_the_bits_that_were_there(
+    name: str, kind: str, gpt2: Model, texts: TextSet, facts: Batches, tmp_path: Path
+) -> None:
+    editor = EDITORS[name]
+    stream = Stream(gpt2, editor, texts, replay=ReplayOptions(kind=kind), cache_dir=tmp_path)  # type: ignore[arg-type]
+    hashes = [weights_hash(gpt2)]
+    for batch in facts:
+        made = stream.add(batch)
+        assert made is not None
+        if not isinstance(editor, ROME):  # one request after another, and each may unsettle the one before
+            assert all(edit.success for edit in made.edits)
+            assert all(holding(gpt2, batch))
+        hashes.append(weights_hash(gpt2))
+    assert len(set(hashes)) == 4
+    assert [edit.number for edit in stream.edits()] == [1, 2, 3, 4, 5, 6]
+    stream.undo()
+    assert weights_hash(gpt2) == hashes[2]
+    assert stream.add(facts[2]) is not None
+    assert weights_hash(gpt2) == hashes[3]  # the same again, and nothing of the first time is left
+    stream.undo(2)
+    assert weights_hash(gpt2) == hashes[1]
+    stream.close()
+    assert weights_hash(gpt2) == hashes[0]
+
+
+@pytest.mark.parametrize("kind", ["none", "keys", "requests", "both"])
+@pytest.mark.parametrize("number", [1, 2, 4, 6])
+def test_removing_an_edit_is_never_having_made_it(
+    kind: str, number: int, gpt2: Model, texts: TextSet, facts: Batches, tmp_path: Path
+) -> None:
+    replay = ReplayOptions(kind=kind)  # type: ignore[arg-type]
+    start = weights_hash(gpt2)
+    with_all = Stream(gpt2, EDITOR, texts, replay=replay, cache_dir=tmp_path)
+    for batch in facts:
+        with_all.add(batch)
+    with_all.remove(number)
+    removed = weights_hash(gpt2)
+    left = [edit.request.name for edit in with_all.edits()]
+    with_all.close()
+    assert weights_hash(gpt2) == start
+    without = Stream(gpt2, EDITOR, texts, replay=replay, cache_dir=tmp_path)
+    gone = [request for batch in facts for request in batch][number - 1]
+    for batch in facts:
+        without.add([request for request in batch if request is not gone])
+    assert left == [edit.request.name for edit in without.edits()]
+    assert gone.name not in left
+    assert weights_hash(gpt2) == removed  # same numbers in the same order: the same bits
+
+
+def test_a_stream_goes_on_where_its_journal_ends(gpt2: Model, texts: TextSet, facts: Batches, tmp_path: Path) -> None:
+    replay = ReplayOptions(kind="both")
+    journal = Journal.create(tmp_path / "edits", settings_of(gpt2, EDITOR, replay))
+    whole = Stream(gpt2, EDITOR, texts, journal=journal, replay=replay, cache_dir=tmp_path)
+    hashes = []
+    for batch in facts:
+        whole.add(batch)
+        hashes.append(weights_hash(gpt2))
+    whole.close()
+    for first in (1, 2):
+        folder = tmp_path / f"edits-{first}"
+        journal = Journal.create(folder, settings_of(gpt2, EDITOR, replay))
+        begun = Stream(gpt2, EDITOR, texts, journal=journal, replay=replay, cache_dir=tmp_path)
+        for batch in facts[:first]:
+            begun.add(batch)
+        begun.close()
+        again = Stream(gpt2, EDITOR, texts, journal=Journal.open(folder), replay=replay, cache_dir=tmp_path)
+        assert weights_hash(gpt2) == hashes[first - 1]
+        for batch in facts[first:]:
+            again.add(batch)
+        assert weights_hash(gpt2) == hashes[-1]
+        again.undo(len(again.batches))
+        assert Journal.open(folder).batches == []
+        again.close()
+
+
+def test_guarded_keys_move_less(gpt2: Model, texts: TextSet, facts: Batches, tmp_path: Path) -> None:
+    """What later batches do to the values of the first batch's keys, with and without guarding them."""
+    moved = {}
+    name, transposed, _ = gpt2.linear("mlp.value", gpt2.n_layers - 1)
+    for kind in ("none", "keys"):
+        stream = Stream(gpt2, EDITOR, texts, replay=ReplayOptions(kind=kind), cache_dir=tmp_path)  # type: ignore[arg-type]
+        stream.add(facts[0])
+        with_first = gpt2.module.get_parameter(name).detach().double().clone()
+        measured = Stream(gpt2, EDITOR, texts, replay=ReplayOptions(kind="keys"), cache_dir=tmp_path)._keys(
+            dict(enumerate(facts[0]))
+        )
+        (keys,) = measured.values()
+        for batch in facts[1:]:
+            stream.add(batch)
+        change = gpt2.module.get_parameter(name).detach().double() - with_first
+        moved[kind] = float(((change.mT if transposed else change) @ keys.keys).norm())
+        stream.close()
+    assert moved["keys"] < 0.7 * moved["none"]
+
+
+def test_a_later_edit_overrules_an_earlier_one_and_says_so(
+    gpt2: Model, texts: TextSet, facts: Batches, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = Stream(gpt2, EDITOR, texts, cache_dir=tmp_path)
+    stream.add(facts[0])
+    again = stream.add([replace(facts[0][0], name="again", target="joy")])
+    assert again is not None
+    assert again.edits[0].replaces == 1
+    assert "again replaces edit 1, a" in caplog.text
+    assert [edit.number for edit in stream.edits()] == [2, 3]
+    assert holding(gpt2, [again.edits[0].request]) == [True]  # type: ignore[list-item]
+    assert holding(gpt2, [facts[0][0]]) == [False]
+    stream.undo()
+    assert holding(gpt2, [facts[0][0]]) == [True]
+
+
+def test_the_same_edit_twice_is_left_out_while_it_holds(
+    gpt2: Model, texts: TextSet, facts: Batches, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    stream = Stream(gpt2, EDITOR, texts, cache_dir=tmp_path)
+    stream.add(facts[0])
+    before = weights_hash(gpt2)
+    assert stream.add([replace(facts[0][0], name="twin")]) is None
+    assert weights_hash(gpt2) == before
+    assert "twin is edit 1 already, which holds: left out" in caplog.text
+
+
+def test_what_does_not_fit_is_refused(gpt2: Model, texts: TextSet, facts: Batches, tmp_path: Path) -> None:
+    replay = ReplayOptions()
+    journal = Journal.create(tmp_path / "edits", settings_of(gpt2, EDITOR, replay))
+    stream = Stream(gpt2, EDITOR, texts, journal=journal, replay=replay, cache_dir=tmp_path)
+    stream.add(facts[0])
+    with pytest.raises(WeightsmithError, match="of other weights"):
+        Stream(gpt2, EDITOR, texts, journal=Journal.open(tmp_path / "edits"), replay=replay)
+    stream.close()
+    with pytest.raises(WeightsmithError, match="with other options"):
+        Stream(gpt2, AlphaEdit(), texts, journal=Journal.open(tmp_path / "edits"), replay=replay)
+    with pytest.raises(WeightsmithError, match="with other replay"):
+        Stream(gpt2, EDITOR, texts, journal=Journal.open(tmp_path / "edits"), replay=ReplayOptions(kind="none"))
+    with pytest.raises(WeightsmithError, match="2 batches cannot be taken back: 0 are in force"):
+        stream.undo(2)
+    with pytest.raises(WeightsmithError, match="edit 7 is not in force"):
+        stream.remove(7)
+
+
+def test_an_editor_that_fails_leaves_everything_as_it_was(
+    gpt2: Model, texts: TextSet, facts: Batches, tmp_path: Path
+) -> None:
+    journal = Journal.create(tmp_path / "edits", settings_of(gpt2, EDITOR, ReplayOptions()))
+    stream = Stream(gpt2, EDITOR, texts, journal=journal, cache_dir=tmp_path)
+    stream.add(facts[0])
+    before = weights_hash(gpt2)
+    with pytest.raises(WeightsmithError, match="contradict"):
+        stream.add([facts[1][0], replace(facts[1][0], target="oboe")])
+    assert weights_hash(gpt2) == before
+    assert len(Journal.open(tmp_path / "edits").batches) == 1
+
+
+@pytest.mark.parametrize("editor", [AlphaEdit(), MEMIT(), Patcher()])
+def test_images(
+    editor: Editor, tiny_model: Callable[..., Model], random_set: Callable[..., ImageSet], tmp_path: Path
+) -> None:
+    model, images = tiny_model("vit"), random_set(200)
+    errors = misclassified(model, images, limit=6)
+    journal = Journal.create(tmp_path / "edits", settings_of(model, editor, ReplayOptions(kind="both")))
+    stream = Stream(model, editor, images, journal=journal, replay=ReplayOptions(kind="both"), cache_dir=tmp_path)
+    start = weights_hash(model)
+    for first in (0, 3):
+        asked: list[Request] = list(errors[first : first + 3])
+        made = stream.add(asked)
+        assert made is not None
+        assert all(edit.success for edit in made.edits)
+    after = weights_hash(model)
+    stream.close()
+    assert weights_hash(model) == start
+    Stream(model, editor, images, journal=Journal.open(tmp_path / "edits"), replay=ReplayOptions(kind="both"))
+    assert weights_hash(model) == after
+
+
+@pytest.mark.parametrize("action", ["rollback", "scale", "warn"])
+def test_a_batch_that_is_not_trusted(
+    action: str, gpt2: Model, texts: TextSet, facts: Batches, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    options = TrustOptions(threshold=1.0, action=action, weights=(0, 1, 0, 0, 0))  # type: ignore[arg-type]
+    trust = Trust(options, texts)
+    stream = Stream(gpt2, FineTune(lr=3e-2, steps=50), texts, trust=trust, cache_dir=tmp_path)
+    before = weights_hash(gpt2)
+    made = stream.add(facts[0])
+    if action == "rollback":
+        assert made is None
+        assert weights_hash(gpt2) == before
+        assert "taken back" in caplog.text
+    elif action == "warn":
+        assert made is not None
+        assert made.info["trust"]["score"] < 1
+        assert "kept all the same" in caplog.text
+    else:
+        assert "scaled by" in caplog.text or "taken back" in caplog.text
+        if made is not None:
+            assert 0 < made.info["trust"]["factor"] < 1
+            assert made.info["trust"]["score"] >= 1

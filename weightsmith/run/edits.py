@@ -1,0 +1,106 @@
+"""`weightsmith edits`: what the journal of a run has, and taking edits back."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from rich.console import Console
+
+from weightsmith.data.facts import read_facts
+from weightsmith.delta import Delta
+from weightsmith.errors import WeightsmithError
+from weightsmith.evaluate import answer
+from weightsmith.files import remove, user_path
+from weightsmith.run.edit import as_adapters, editor_of, write_results
+from weightsmith.run.fact_run import of_auto
+from weightsmith.run.folder import RunFolder
+from weightsmith.run.language import Kept, of_name
+from weightsmith.run.options import (
+    EditOptions,
+    EditsOptions,
+    ListEditsOptions,
+    RemoveEditOptions,
+    ReplayEditsOptions,
+    ShowEditOptions,
+    UndoEditsOptions,
+    read_yaml,
+)
+from weightsmith.run.streaming import as_one, in_force, journal_of, listed, print_edit, shown, stream_of
+from weightsmith.stream import Stream
+
+_log = logging.getLogger(__name__)
+
+
+def edits(options: EditsOptions) -> None:
+    """List, show, undo, remove or replay edits of a run's journal.
+
+    Raises:
+        WeightsmithError: no journal, no such edit, or a model that is not the one that was edited.
+    """
+    console = Console()
+    if isinstance(options, ListEditsOptions):
+        console.print(listed(journal_of(options.run)))
+    elif isinstance(options, ShowEditOptions):
+        print_edit(console, shown(journal_of(options.run), options.edit))
+    elif isinstance(options, UndoEditsOptions):
+        console.print(_changed(options.run, lambda stream: _undone(stream, options)), highlight=False, soft_wrap=True)
+    elif isinstance(options, RemoveEditOptions):
+        number = journal_of(options.run).find(options.edit)[1].number
+        console.print(_changed(options.run, lambda stream: _removed(stream, number)), highlight=False, soft_wrap=True)
+    elif isinstance(options, ReplayEditsOptions):
+        console.print(_changed(options.run, _made_anew), highlight=False, soft_wrap=True)
+
+
+def _undone(stream: Stream, options: UndoEditsOptions) -> str:
+    gone = stream.undo(len(stream.batches) if options.all else options.batches)
+    count = sum(len(batch.edits) for batch in gone)
+    return f"{count} edits of {len(gone)} batches are taken back, {len(stream.edits())} are in force."
+
+
+def _removed(stream: Stream, number: int) -> str:
+    gone = stream.remove(number)
+    return f"Edit {number}, {gone.request.name}, is removed, as if it had never been made; {len(stream.edits())} are in force."
+
+
+def _made_anew(stream: Stream) -> str:
+    return f"The edited model is made anew from the journal: {len(stream.edits())} edits in force."
+
+
+def _changed(run: str, change: Callable[[Stream], str]) -> str:
+    """Change the stream of a run, and write the edited model and its measures as they are then."""
+    path = user_path(run)
+    stored = path / "config.yaml"
+    if not stored.is_file():
+        raise WeightsmithError(f"{path} is no run folder of `weightsmith edit`: give the one that holds config.yaml")
+    options = read_yaml(stored, EditOptions())
+    folder = RunFolder.named(replace(options, runs_dir=str(path.parent)), path.name)
+    with folder.in_use(), folder.logged():
+        model, world = of_auto(options) if options.model == "auto" else of_name(options.model, options.device)
+        asked = read_facts(folder.results / "requests.json")
+        kept = Kept.of(model, options.preserve, world)
+        journal_of(run)  # says what is wrong with it before anything is solved
+        editor = editor_of(options, options.edit_method[0], model)
+        with stream_of(options, path, model, editor, kept, asked) as stream:
+            told = change(stream)
+            empty = not stream.edits()
+            deltas: Mapping[str, Delta] = as_one(stream, folder.results)
+            requests = [] if empty else in_force(stream)
+        if empty:
+            _forget(folder)
+            return told
+        deltas = as_adapters(options, folder, model, deltas)
+        before = answer(model, requests, new_tokens=60, seed=options.seed, title="before")
+        write_results(options, folder, model, requests, deltas, before, kept, asked)
+    return told
+
+
+def _forget(folder: RunFolder) -> None:
+    """Without an edit in force there is no edited model and nothing to report."""
+    for name in ("edited", "delta.safetensors", "adapter"):
+        remove(folder.path / name)
+    for name in ("knowledge_report.csv", "answers.csv", "summary.json"):
+        remove(Path(folder.results) / name)
+    _log.info("no edit is in force: the edited model and its reports are removed")

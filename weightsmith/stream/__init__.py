@@ -1,0 +1,19 @@
+"""Edits that arrive one after another: their journal, what guards the earlier ones, and what decides whether one stays."""
+
+from weightsmith.stream.journal import Batch, Edit, Journal
+from weightsmith.stream.replay import ReplayBuffer, ReplayOptions
+from weightsmith.stream.stream import Stream, settings_of
+from weightsmith.stream.trust import Trust, TrustOptions, Verdict
+
+__all__ = [
+    "Batch",
+    "Edit",
+    "Journal",
+    "ReplayBuffer",
+    "ReplayOptions",
+    "Stream",
+    "Trust",
+    "TrustOptions",
+    "Verdict",
+    "settings_of",
+]
