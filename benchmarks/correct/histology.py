@@ -47,7 +47,7 @@ def main() -> None:
             rows += edit_rows(
                 model, errors, split.train, held_out, "dihedral", given.work, site, given.editors, **columns
             )
-    keep(rows, given.out, "histology")
+    keep(rows, given.out, "histology" if given.edits == 30 else f"histology_{given.edits}")
     show(rows, f"histology, {given.edits} edits, mean (seeds {', '.join(map(str, given.seeds))}), %")
 
 
