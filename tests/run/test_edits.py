@@ -61,6 +61,8 @@ def test_edits_are_journalled_listed_and_taken_back(weightsmith, knowing: Path, 
     assert next(edit.number for _, edit in Journal.open(run / "edits").edits()) == 2
     left = weights(run / "edited")
     assert not same(left, edited)
+    assert weightsmith(*asked(knowing, tmp_path, "--resume")).status == 0
+    assert same(weights(run / "edited"), left)  # what was removed is not asked again
     torch_file = next((run / "edited").glob("*.safetensors"))
     torch_file.write_bytes(b"damaged")
     assert weightsmith("edits", "replay", run).status == 0
@@ -103,7 +105,7 @@ def test_what_is_not_trusted_is_told(weightsmith, knowing: Path, tmp_path: Path)
     outcome = weightsmith(*asked(knowing, tmp_path, *flags))
     assert "taken back" in outcome.err
     journal = Journal.open(tmp_path / "stream" / "edits")
-    assert journal.rejected
+    assert journal.dismissed
     if not journal.batches:
         assert outcome.status == 1
         assert "no edit is in force" in outcome.err

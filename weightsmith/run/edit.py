@@ -76,7 +76,6 @@ def edit(options: EditOptions) -> Path:
         folder.write_env(
             device=str(model.device), weights=weights_hash(model), seed=options.seed, preserve=kept.preserve.digest()
         )
-        before = answer(model, requests, new_tokens=_TEXT_TOKENS, seed=options.seed, title="before")
         _log.info("editing %d facts with %s, preserving %s", len(requests), ", ".join(editing), kept.told)
         asked = requests
         deltas: Mapping[str, Delta]
@@ -92,7 +91,7 @@ def edit(options: EditOptions) -> Path:
                 fill(stream, options, asked)
                 deltas = as_one(stream, folder.results)
                 requests = in_force(stream)
-            before = answer(model, requests, new_tokens=_TEXT_TOKENS, seed=options.seed, title="before")
+        before = answer(model, requests, new_tokens=_TEXT_TOKENS, seed=options.seed, title="before")
         deltas = as_adapters(options, folder, model, deltas)
         rows = write_results(options, folder, model, requests, deltas, before, kept, asked)
         summary = _summary(requests, deltas, repeated)

@@ -78,7 +78,7 @@ def fill(stream: Stream, options: EditOptions, asked: Sequence[TextRequest]) -> 
     """Edit what the journal does not have yet, batch by batch."""
     assert options.batch_size is not None
     assert stream.journal is not None
-    known = {edit.request.name for batch in stream.batches for edit in batch.edits} | set(stream.journal.rejected)
+    known = {edit.request.name for batch in stream.batches for edit in batch.edits} | set(stream.journal.dismissed)
     chunks = [asked[first : first + options.batch_size] for first in range(0, len(asked), options.batch_size)]
     left = [chunk for chunk in chunks if not all(request.name in known for request in chunk)]
     if len(left) < len(chunks):
@@ -197,7 +197,7 @@ def shown(journal: Journal, which: str) -> dict[str, Any]:
 def journal_of(run: str) -> Journal:
     """The journal of a run's folder, or of its `edits` folder. Raises `WeightsmithError` where there is none."""
     path = user_path(run)
-    return Journal.open(path if (path / "journal.jsonl").exists() else path / "edits")
+    return Journal.open(path / "edits" if (path / "edits").is_dir() else path)
 
 
 def print_edit(console: Console, told: dict[str, Any]) -> None:

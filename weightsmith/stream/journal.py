@@ -76,14 +76,14 @@ class Journal:
         folder: where it lies.
         settings: what every batch was solved with: editor, hyper-parameters, hash of the weights before the first edit.
         batches: what is in force, in order.
-        rejected: names of requests whose batches were not trusted.
+        dismissed: names of requests that are not to be asked again: their batches were not trusted, or they were removed.
     """
 
     def __init__(
         self, folder: Path, settings: dict[str, Any], batches: list[Batch], edits: int, operations: int
     ) -> None:
         self.folder, self.settings, self.batches = folder, settings, batches
-        self.rejected: list[str] = []
+        self.dismissed: list[str] = []
         self._edits, self._operations = edits, operations
 
     @classmethod
@@ -146,6 +146,7 @@ class Journal:
             if not batch.edits:
                 lines.append({"kind": kind, **shared, "edit": None})
         self._write(lines or [{"kind": kind, "batch": None}], note)
+        self.dismissed += (note or {}).get("dismissed", [])
         for batch in batches:
             self._put(batch)
 
@@ -162,7 +163,7 @@ class Journal:
         """Write that a batch was not trusted: nothing of it stays but this record."""
         names = [request.name for request in requests]
         self._write([{"kind": "rejected", "batch": None, "requests": names}], note)
-        self.rejected += names
+        self.dismissed += names
 
     def edits(self) -> list[tuple[Batch, Edit]]:
         """Every edit in force with its batch, in order."""
@@ -182,12 +183,13 @@ class Journal:
     def _take(self, operation: Sequence[Mapping[str, Any]]) -> None:
         """What an operation that was read did."""
         self._operations = max(self._operations, operation[0]["operation"])
+        self.dismissed += operation[0].get("note", {}).get("dismissed", [])
         groups: dict[int, list[Mapping[str, Any]]] = {}
         for line in operation:
             if line["kind"] == "undo":
                 self.batches = [batch for batch in self.batches if batch.number != line["batch"]]
             elif line["kind"] == "rejected":
-                self.rejected += line["requests"]
+                self.dismissed += line["requests"]
             elif line["batch"] is not None:
                 groups.setdefault(line["batch"], []).append(line)
         for number, lines in groups.items():

@@ -99,13 +99,15 @@ class Stream:
             WeightsmithError: as the editor; or an edited sample is among those that judge the edits.
         """
         numbers = range(self._next_edit, self._next_edit + len(requests))
-        batch = self._solved(self._next_batch, dict(zip(numbers, requests, strict=True)))
-        if batch is None:
+        solved = self._solved(self._next_batch, dict(zip(numbers, requests, strict=True)))
+        if isinstance(solved, Verdict) and self.journal is not None:
+            self.journal.reject(requests, {"trust": asdict(solved)})
+        if not isinstance(solved, Batch):
             return None
         if self.journal is not None:
-            self.journal.append([batch])
-        self._take(batch)
-        return batch
+            self.journal.append([solved])
+        self._take(solved)
+        return solved
 
     def undo(self, count: int = 1) -> list[Batch]:
         """Take the last batches back; the weights are bit by bit those before them.
@@ -133,16 +135,20 @@ class Stream:
         gone = next(edit for edit in self._batches[first].edits if edit.number == number)
         before, after = self._batches[:first], self._batches[first:]
         again: list[Batch] = []
+        untrusted: list[str] = []
         try:
             self._reset(before)
             for old in after:
                 wanted = {edit.number: edit.request for edit in old.edits if edit.number != number}
                 solved = self._solved(old.number, wanted)
-                again.append(solved or Batch(old.number, (), Delta({}), info=old.info))
-                if solved is not None:
+                if isinstance(solved, Batch):
+                    again.append(solved)
                     self._take(solved)
+                    continue
+                again.append(Batch(old.number, (), Delta({}), info=old.info))
+                untrusted += [request.name for request in wanted.values()] if isinstance(solved, Verdict) else []
             if self.journal is not None:
-                self.journal.append(again, "remove", {"removed": number})
+                self.journal.append(again, "remove", {"removed": number, "dismissed": [gone.request.name, *untrusted]})
         except BaseException:
             self._reset([*before, *after])
             raise
@@ -187,11 +193,14 @@ class Stream:
         self._next_batch = max(self._next_batch, batch.number + 1)
         self._next_edit = max([self._next_edit, *(edit.number + 1 for edit in batch.edits)])
 
-    def _solved(self, number: int, asked: dict[int, Request]) -> Batch | None:
-        """A batch on the weights that are there, judged; None where nothing of it stays. It changes nothing.
+    def _solved(self, number: int, asked: dict[int, Request]) -> Batch | Verdict | None:
+        """A batch on the weights that are there, judged; it changes nothing, neither weights nor journal.
 
         Args:
             asked: the number that an edit will have → its request.
+
+        Returns:
+            The batch; the verdict on it where it is not trusted; None where nothing is left to do.
         """
         if self.trust is not None:
             self.trust.check_apart(list(asked.values()))
@@ -205,9 +214,7 @@ class Stream:
         delta = self._change([*wanted.values(), *again], {request.name for request in again}, guards)
         verdict = self._judged(delta, list(wanted.values()))
         if not verdict.kept:
-            if self.journal is not None:
-                self.journal.reject(list(wanted.values()), {"trust": asdict(verdict)})
-            return None
+            return verdict
         delta = delta if verdict.factor == 1 else verdict.factor * delta
         with delta.on(self.model, check=False):
             edits = self._as_they_stand(wanted, replaces)
