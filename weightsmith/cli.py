@@ -1,4 +1,5 @@
-"""The command line: `weightsmith run`, `baseline`, `locate`, `edit`, `edits`, `compare`, `facts`, `download`.
+"""The command line: `weightsmith run`, `baseline`, `locate`, `edit`, `edits`, `compare`, `ablate`, `facts`,
+`download`.
 
 Only the options are imported before a command is known, so that help answers at once.
 """
@@ -24,6 +25,9 @@ from weightsmith.errors import WeightsmithError
 from weightsmith.files import disk_is_full, user_path
 from weightsmith.progress import CONSOLE
 from weightsmith.run.options import (
+    AblateLoraOptions,
+    AblateOptions,
+    AblateReplayOptions,
     AttributionOptions,
     BaselineOptions,
     CompareOptions,
@@ -58,6 +62,7 @@ _LOCATE: dict[str, type[LocateOptions]] = {
     "attribution": AttributionOptions,
     "astra": PatchAttributionOptions,
 }
+_ABLATE: dict[str, type[AblateOptions]] = {"lora": AblateLoraOptions, "replay": AblateReplayOptions}
 _EDITS: dict[str, type[EditsOptions]] = {
     "list": ListEditsOptions,
     "show": ShowEditOptions,
@@ -65,7 +70,7 @@ _EDITS: dict[str, type[EditsOptions]] = {
     "remove": RemoveEditOptions,
     "replay": ReplayEditsOptions,
 }
-_GONE_ON_WITH = (RunOptions, LocateOptions, EditOptions, CompareOptions, FactsOptions)
+_GONE_ON_WITH = (RunOptions, LocateOptions, EditOptions, CompareOptions, AblateOptions, FactsOptions)
 """Commands that take the options of an existing run for their defaults when they go on with it."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -107,6 +112,9 @@ def _parse(given: list[str]) -> Any:
     ways = [_member(name, kind, given[2:] if given[:2] == ["locate", name] else None) for name, kind in _LOCATE.items()]
     about = "Find what in a trained model carries a decision: trace, patch, attribution, astra."
     members.append(Annotated[_union(ways), tyro.conf.subcommand("locate", description=about, prefix_name=False)])
+    ways = [_member(name, kind, given[2:] if given[:2] == ["ablate", name] else None) for name, kind in _ABLATE.items()]
+    about = "Vary one choice of an editor and measure what it does: lora, replay."
+    members.append(Annotated[_union(ways), tyro.conf.subcommand("ablate", description=about, prefix_name=False)])
     ways = [Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)] for name, kind in _EDITS.items()]
     about = "What the journal of `weightsmith edit --batch-size` has, and taking edits back: list, show, undo, remove, replay."
     members.append(Annotated[_union(ways), tyro.conf.subcommand("edits", description=about, prefix_name=False)])
@@ -191,6 +199,8 @@ def _run(options: Any) -> None:
         from weightsmith.run.edits import edits as command
     elif isinstance(options, CompareOptions):
         from weightsmith.run.compare import compare as command
+    elif isinstance(options, AblateOptions):
+        from weightsmith.run.ablate import ablate as command
     elif isinstance(options, FactsOptions):
         from weightsmith.run.fact_run import facts as command
     else:

@@ -54,4 +54,5 @@ def main() -> None:
     show(rows, f"CIFAR-10, {given.edits} edits, mean (seeds {', '.join(map(str, given.seeds))}), %")
 
 
-main()
+if __name__ == "__main__":
+    main()

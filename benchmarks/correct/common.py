@@ -17,6 +17,7 @@ from weightsmith.data.split import Split, stratified
 from weightsmith.files import read_csv, write_csv, write_json
 from weightsmith.models import create, load, presets, save
 from weightsmith.run.folder import environment
+from weightsmith.run.job import save_indices
 from weightsmith.train import TrainOptions, fit
 
 SHOWN = ("efficacy", "generalisation", "locality", "repaired", "net_accuracy_change")
@@ -44,6 +45,9 @@ def trained(preset: str, split: Split, seed: int, work: Path, **recipe: Any) -> 
     """The preset's model for a seed, from `work` if it was trained before, and the seconds that training took."""
     folder = work / f"{preset}-{seed}"
     clock = folder / "seconds.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    save_indices(folder, split.parts())  # so that a command that is given the model knows what is held out
+    write_json(folder / "data_split.json", split.manifest())
     if clock.exists():
         return load(folder / "model"), json.loads(clock.read_text())
     model = create(preset, split.train.class_names, seed, split.train.channels)

@@ -3,10 +3,10 @@
     python benchmarks/edit/stream.py --model runs/facts
 
 At each milestone: efficacy, paraphrase and neighbourhood success of all edits so far, efficacy of the first hundred,
-perplexity of text kept aside, and CPU seconds a batch since the milestone before. That text says facts that are never
-edited, in the wordings kept aside from training; text about edited facts would have to become less likely. Neighbours
-about facts that are edited themselves are left out for the same reason. Prompts by which an edit is judged are never
-preserved.
+perplexity of text kept aside, how far the weights have moved, and CPU seconds a batch since the milestone before. That
+text says facts that are never edited, in the wordings kept aside from training; text about edited facts would have to
+become less likely. Neighbours about facts that are edited themselves are left out for the same reason. Prompts by which
+an edit is judged are never preserved.
 """
 
 from __future__ import annotations
@@ -17,26 +17,29 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+import torch
+from matplotlib import colormaps
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter
 from rich.console import Console
 from rich.table import Table
+from torch import Tensor
 
 import weightsmith as ws
 from weightsmith.data.texts import TextSet
 from weightsmith.evaluate import answer, perplexity
 from weightsmith.evaluate.knowledge import KnowledgeScores
-from weightsmith.files import read_csv, write_csv, write_json
+from weightsmith.files import atomic_path, read_csv, write_csv, write_json
+from weightsmith.report.plots import style
 from weightsmith.run.facts import fact_model
 from weightsmith.run.folder import environment
 from weightsmith.run.language import Kept
 from weightsmith.stream import ReplayOptions, Stream
 
 EDITORS: dict[str, Callable[[], ws.edit.Editor]] = {
+    "ftm": lambda: ws.edit.FTM(),
     "alphaedit": lambda: ws.edit.AlphaEdit(),
-    "alphaedit, layers 2 3": lambda: ws.edit.AlphaEdit(layers=(2, 3)),
-    "alphaedit, layers 1 2 3": lambda: ws.edit.AlphaEdit(layers=(1, 2, 3)),
-    "memit, layers 1 2 3": lambda: ws.edit.MEMIT(layers=(1, 2, 3)),
-    "alphaedit, margin 3": lambda: ws.edit.AlphaEdit(margin=3.0),
-    "alphaedit, text": lambda: ws.edit.AlphaEdit(prompt_weight=0.2),
     "memit": lambda: ws.edit.MEMIT(),
     "emmet": lambda: ws.edit.EMMET(),
     "rome": lambda: ws.edit.ROME(),
@@ -76,6 +79,7 @@ def main() -> None:
         dataclasses.replace(r, neighbours=tuple(probe for probe in r.neighbours if probe.prompt not in changed))
         for r in requests
     ]
+    unedited = {name: weight.detach().clone() for name, weight in model.module.named_parameters()}
     rows: list[dict[str, object]] = []
     for name in given.editors:
         for kind in given.replay:
@@ -100,14 +104,21 @@ def main() -> None:
                     "perplexity_before": before,
                     "perplexity": perplexity(model, aside.batches(16)),
                 }
-                row |= {"cpu_seconds_a_batch": spent / batches}
+                row |= {"update_norm": moved(model, unedited), "cpu_seconds_a_batch": spent / batches}
                 rows.append({key: round(v, 5) if isinstance(v, float) else v for key, v in row.items()})
                 print(rows[-1], flush=True)
                 spent, batches = 0.0, 0
             stream.close()
             keep(rows, given.out / "stream.csv")
     write_json(given.out / "machine.json", environment())
+    draw(given.out / "stream.csv", given.out / "stream.png", given.seed)
     show(rows)
+
+
+def moved(model: ws.Model, unedited: dict[str, Tensor]) -> float:
+    """Frobenius norm of what the edits have added to the weights."""
+    parts = [(weight.detach() - unedited[name]).norm() for name, weight in model.module.named_parameters()]
+    return float(torch.stack(parts).norm())
 
 
 def keep(rows: list[dict[str, object]], path: Path) -> None:
@@ -115,6 +126,52 @@ def keep(rows: list[dict[str, object]], path: Path) -> None:
     measured = {(row["editor"], row["replay"], str(row["seed"])) for row in rows}
     old = list(read_csv(path)) if path.exists() else []
     write_csv(path, [*(row for row in old if (row["editor"], row["replay"], row["seed"]) not in measured), *rows])
+
+
+PANELS = {
+    "efficacy": "efficacy, all so far, %",
+    "first_100": "efficacy, first hundred, %",
+    "paraphrase": "paraphrase, %",
+    "neighbourhood": "neighbourhood, %",
+    "perplexity": "perplexity, after / before",
+    "update_norm": "norm of all changes",
+}
+STROKES = {"none": (":", "no replay"), "keys": ("-", "keys replayed"), "requests": ("--", "requests replayed")}
+
+
+def draw(rows: Path, figure: Path, seed: int) -> None:
+    """Every measured stream of a seed: a panel a measure, a colour an editor, a stroke a kind of replay."""
+    kept = [row for row in read_csv(rows) if row["seed"] == str(seed)]
+    streams = list(dict.fromkeys((row["editor"], row["replay"]) for row in kept))
+    colours = dict(zip(dict.fromkeys(name for name, _ in streams), colormaps["tab10"].colors, strict=False))
+    with style():
+        drawn = Figure(figsize=(11, 7), layout="constrained")
+        for axes, (column, title) in zip(drawn.subplots(2, 3).flat, PANELS.items(), strict=True):
+            for name, kind in streams:
+                there = [row for row in kept if (row["editor"], row["replay"]) == (name, kind)]
+                unit = {"perplexity": lambda row: 1 / float(row["perplexity_before"]), "update_norm": lambda row: 1.0}
+                scale = unit.get(column, lambda row: 100.0)
+                values = [float(row[column]) * scale(row) for row in there]
+                axes.plot(
+                    [int(row["edits"]) for row in there],
+                    values,
+                    STROKES[kind][0],
+                    color=colours[name],
+                    marker=".",
+                    lw=1.4,
+                )
+            axes.set_title(title)
+            axes.set_xlabel("edits")
+            if column in ("perplexity", "update_norm"):
+                axes.set_yscale("log")
+                axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            else:
+                axes.set_ylim(0, 102)
+        handles = [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
+        handles += [Line2D([], [], color="black", linestyle=stroke, label=label) for stroke, label in STROKES.values()]
+        drawn.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False)
+        with atomic_path(figure) as temporary:
+            drawn.savefig(temporary, format="png", dpi=110)
 
 
 def show(rows: list[dict[str, object]]) -> None:

@@ -75,3 +75,11 @@ def test_a_guarded_key_moves_less_the_smaller_its_slack() -> None:
 def test_no_slack_is_refused() -> None:
     with pytest.raises(WeightsmithError, match="slack above 0"):
         Guarded.of(Identity(), made(D, P), torch.zeros(P))
+
+
+def test_keys_of_another_width_are_refused() -> None:
+    guarded = Guarded.of(Identity(), torch.eye(4, dtype=torch.float64)[:, :2], torch.ones(2, dtype=torch.float64))
+    with pytest.raises(WeightsmithError, match="another layer or model"):
+        guarded.joined(torch.ones(5, 1), torch.ones(1))
+    with pytest.raises(WeightsmithError, match="do not fit"):
+        guarded.joined(torch.ones(4, 2), torch.ones(1))

@@ -577,3 +577,25 @@ def test_exactly_one_rule_makes_a_null_space(rules: dict[str, float]) -> None:
 def test_a_null_space_without_a_dimension_is_refused(rule: dict[str, float]) -> None:
     with pytest.raises(WeightsmithError, match="of 4 dimensions"):
         NullSpace.of(moment(0, 4), **rule)
+
+
+@pytest.mark.parametrize(("apart", "told"), [(1e-8, True), (1e-2, False)])
+def test_keys_that_are_nearly_one_are_told(apart: float, told: bool, caplog: pytest.LogCaptureFixture) -> None:
+    generator = torch.Generator().manual_seed(0)
+    one, off, residual = (torch.randn(6, 1, generator=generator, dtype=torch.float64) for _ in range(3))
+    keys = torch.cat([one, one + apart * off], 1)
+    stretched = Scaled(torch.tensor([1e6, 1, 1, 1, 1, 1], dtype=torch.float64))
+    solve(
+        keys, residual.expand(-1, 2), stretched, absolute_ridge=3e-5 * float(stretched.times(one).mul(one).sum()) / 1e6
+    )
+    assert ("ill-conditioned" in caplog.text) == told
+
+
+@dataclass(frozen=True)
+class Scaled:
+    """M = diag(gains)."""
+
+    gains: torch.Tensor
+
+    def times(self, keys: torch.Tensor) -> torch.Tensor:
+        return self.gains[:, None] * keys

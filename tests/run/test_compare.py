@@ -24,9 +24,8 @@ from weightsmith.delta import weights_hash
 from weightsmith.edit import make_editor
 from weightsmith.errors import HeldOutError, WeightsmithError
 from weightsmith.measure import Interval
-from weightsmith.run import compare as room
 from weightsmith.run.benches import ImageBench, TextBench, first
-from weightsmith.run.cells import Cell
+from weightsmith.run.cells import Cell, failures
 from weightsmith.run.draws import Plan, content_hash, named_apart, signed
 
 FIGURES = (
@@ -185,7 +184,7 @@ def test_the_terminal_shows_the_table(weightsmith, compared: Path) -> None:
 
 SLOW = """
 import sys, time
-from weightsmith.run.cells import Cell
+from weightsmith.run.cells import Cell, failures
 from weightsmith import cli
 save = Cell.save
 Cell.save = lambda self, folder: (save(self, folder), time.sleep(0.5))
@@ -266,9 +265,9 @@ def test_what_stops_the_comparison_keeps_its_cells(
 def test_held_out_images_are_never_a_failed_cell(monkeypatch: pytest.MonkeyPatch) -> None:
     """They would be asked for by mistake: that ends the comparison."""
     errors: list[str] = []
-    with pytest.raises(HeldOutError), room._failures(errors):
+    with pytest.raises(HeldOutError), failures(errors):
         raise HeldOutError("asked for too early")
-    with room._failures(errors):
+    with failures(errors):
         raise WeightsmithError("it cannot be done")
     assert errors == ["it cannot be done"]
 

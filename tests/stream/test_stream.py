@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -12,7 +13,7 @@ from tests.stream.conftest import EDITOR
 from weightsmith.data.images import ImageSet
 from weightsmith.data.texts import TextSet
 from weightsmith.delta import weights_hash
-from weightsmith.edit import EMMET, MEMIT, ROME, AlphaEdit, Editor, FineTune, HeadEdit, Patcher
+from weightsmith.edit import EMMET, FTM, MEMIT, ROME, AlphaEdit, ClosedForm, Editor, FineTune, HeadEdit, Patcher
 from weightsmith.edit.reading import Contexts, corrections_of
 from weightsmith.errors import WeightsmithError
 from weightsmith.measure import misclassified
@@ -20,6 +21,7 @@ from weightsmith.models import Model
 from weightsmith.request import Request, TextRequest
 from weightsmith.stream import Journal, ReplayOptions, Stream, Trust, TrustOptions, settings_of
 
+Kind = Literal["none", "keys", "requests", "both"]
 Batches = list[list[TextRequest]]
 
 
@@ -34,11 +36,18 @@ EDITORS: dict[str, Editor] = {
     "rome": ROME(prefix_lengths=()),
     "head": HeadEdit(closed_form=True, closed_weight=0.1),
     "finetune": FineTune(lr=3e-3, steps=200),
+    "ftm": FTM(prefix_lengths=(), steps=10, batch=64, lr=0.5, kl=0.3),
 }
 
+KINDS = [
+    (name, kind)
+    for name, editor in EDITORS.items()
+    for kind in ("none", "keys", "requests", "both")
+    if isinstance(editor, ClosedForm) or kind in ("none", "requests")
+]
 
-@pytest.mark.parametrize("name", EDITORS)
-@pytest.mark.parametrize("kind", ["none", "keys", "requests", "both"])
+
+@pytest.mark.parametrize(("name", "kind"), KINDS)
 def test_taking_back_gives_the_bits_that_were_there(
     name: str, kind: str, gpt2: Model, texts: TextSet, facts: Batches, tmp_path: Path
 ) -> None:
@@ -52,6 +61,9 @@ def test_taking_back_gives_the_bits_that_were_there(
             assert all(edit.success for edit in made.edits)
             assert all(holding(gpt2, batch))
         hashes.append(weights_hash(gpt2))
+        assert list(made.info["residuals"]) == [request.name for request in batch]
+        assert len(made.info["statistics"]) == 64
+    assert len({batch.info["statistics"] for batch in stream.batches}) == 1
     assert len(set(hashes)) == 4
     assert [edit.number for edit in stream.edits()] == [1, 2, 3, 4, 5, 6]
     stream.undo()
@@ -64,14 +76,14 @@ def test_taking_back_gives_the_bits_that_were_there(
     assert weights_hash(gpt2) == hashes[0]
 
 
-@pytest.mark.parametrize("kind", ["none", "keys", "requests", "both"])
+@pytest.mark.parametrize(("name", "kind"), [pair for pair in KINDS if pair[0] in ("alphaedit", "ftm")])
 @pytest.mark.parametrize("number", [1, 2, 4, 6])
 def test_removing_an_edit_is_never_having_made_it(
-    kind: str, number: int, gpt2: Model, texts: TextSet, facts: Batches, tmp_path: Path
+    name: str, kind: str, number: int, gpt2: Model, texts: TextSet, facts: Batches, tmp_path: Path
 ) -> None:
-    replay = ReplayOptions(kind=kind)  # type: ignore[arg-type]
+    replay, editor = ReplayOptions(kind=kind), EDITORS[name]  # type: ignore[arg-type]
     start = weights_hash(gpt2)
-    with_all = Stream(gpt2, EDITOR, texts, replay=replay, cache_dir=tmp_path)
+    with_all = Stream(gpt2, editor, texts, replay=replay, cache_dir=tmp_path)
     for batch in facts:
         with_all.add(batch)
     with_all.remove(number)
@@ -79,7 +91,7 @@ def test_removing_an_edit_is_never_having_made_it(
     left = [edit.request.name for edit in with_all.edits()]
     with_all.close()
     assert weights_hash(gpt2) == start
-    without = Stream(gpt2, EDITOR, texts, replay=replay, cache_dir=tmp_path)
+    without = Stream(gpt2, editor, texts, replay=replay, cache_dir=tmp_path)
     gone = [request for batch in facts for request in batch][number - 1]
     for batch in facts:
         without.add([request for request in batch if request is not gone])
@@ -88,10 +100,13 @@ def test_removing_an_edit_is_never_having_made_it(
     assert weights_hash(gpt2) == removed  # same numbers in the same order: the same bits
 
 
-def test_a_stream_goes_on_where_its_journal_ends(gpt2: Model, texts: TextSet, facts: Batches, tmp_path: Path) -> None:
-    replay = ReplayOptions(kind="both")
-    journal = Journal.create(tmp_path / "edits", settings_of(gpt2, EDITOR, replay))
-    whole = Stream(gpt2, EDITOR, texts, journal=journal, replay=replay, cache_dir=tmp_path)
+@pytest.mark.parametrize(("name", "kind"), [("alphaedit", "both"), ("ftm", "requests")])
+def test_a_stream_goes_on_where_its_journal_ends(
+    name: str, kind: str, gpt2: Model, texts: TextSet, facts: Batches, tmp_path: Path
+) -> None:
+    replay, editor = ReplayOptions(kind=kind), EDITORS[name]  # type: ignore[arg-type]
+    journal = Journal.create(tmp_path / "edits", settings_of(gpt2, editor, replay))
+    whole = Stream(gpt2, editor, texts, journal=journal, replay=replay, cache_dir=tmp_path)
     hashes = []
     for batch in facts:
         whole.add(batch)
@@ -99,12 +114,12 @@ def test_a_stream_goes_on_where_its_journal_ends(gpt2: Model, texts: TextSet, fa
     whole.close()
     for first in (1, 2):
         folder = tmp_path / f"edits-{first}"
-        journal = Journal.create(folder, settings_of(gpt2, EDITOR, replay))
-        begun = Stream(gpt2, EDITOR, texts, journal=journal, replay=replay, cache_dir=tmp_path)
+        journal = Journal.create(folder, settings_of(gpt2, editor, replay))
+        begun = Stream(gpt2, editor, texts, journal=journal, replay=replay, cache_dir=tmp_path)
         for batch in facts[:first]:
             begun.add(batch)
         begun.close()
-        again = Stream(gpt2, EDITOR, texts, journal=Journal.open(folder), replay=replay, cache_dir=tmp_path)
+        again = Stream(gpt2, editor, texts, journal=Journal.open(folder), replay=replay, cache_dir=tmp_path)
         assert weights_hash(gpt2) == hashes[first - 1]
         for batch in facts[first:]:
             again.add(batch)
@@ -122,7 +137,7 @@ def test_guarded_keys_move_less(gpt2: Model, texts: TextSet, facts: Batches, tmp
         stream = Stream(gpt2, EDITOR, texts, replay=ReplayOptions(kind=kind), cache_dir=tmp_path)  # type: ignore[arg-type]
         stream.add(facts[0])
         with_first = gpt2.module.get_parameter(name).detach().double().clone()
-        measured = Stream(gpt2, EDITOR, texts, replay=ReplayOptions(kind="keys"), cache_dir=tmp_path)._keys(
+        measured = Stream(gpt2, EDITOR, texts, replay=ReplayOptions(kind="keys"), cache_dir=tmp_path)._solves.keys(
             dict(enumerate(facts[0]))
         )
         (keys,) = measured.values()
@@ -132,6 +147,22 @@ def test_guarded_keys_move_less(gpt2: Model, texts: TextSet, facts: Batches, tmp
         moved[kind] = float(((change.mT if transposed else change) @ keys.keys).norm())
         stream.close()
     assert moved["keys"] < 0.7 * moved["none"]
+
+
+def test_importance_is_journalled_and_kept(gpt2: Model, texts: TextSet, facts: Batches, tmp_path: Path) -> None:
+    replay = ReplayOptions(kind="requests", strategy="priority", rate=0.5)
+    journal = Journal.create(tmp_path / "edits", settings_of(gpt2, EDITOR, replay))
+    with Stream(gpt2, EDITOR, texts, journal=journal, replay=replay, cache_dir=tmp_path) as stream:
+        with pytest.raises(WeightsmithError, match="positive number"):
+            stream.add(facts[0], {"b": 0.0})
+        stream.add(facts[0], {"b": 9.0, "nobody": 2.0})
+    again = Stream(gpt2, EDITOR, texts, journal=Journal.open(tmp_path / "edits"), replay=replay, cache_dir=tmp_path)
+    made = again.add(facts[1])
+    assert made is not None
+    assert list(made.info["replayed"]) == ["b"]
+    assert again.batches[0].info["importance"] == {"b": 9.0}
+    again.remove(3)
+    assert again.batches[0].info["importance"] == {"b": 9.0}
 
 
 def test_a_later_edit_overrules_an_earlier_one_and_says_so(
@@ -192,14 +223,18 @@ def test_an_editor_that_fails_leaves_everything_as_it_was(
     assert len(Journal.open(tmp_path / "edits").batches) == 1
 
 
-@pytest.mark.parametrize("editor", [AlphaEdit(), MEMIT(), Patcher()])
+@pytest.mark.parametrize(
+    ("editor", "kind"),
+    [(AlphaEdit(), "both"), (MEMIT(), "both"), (Patcher(), "requests"), (FTM(lr=0.5, kl=0.3), "requests")],
+    ids=["alphaedit", "memit", "patcher", "ftm"],
+)
 def test_images(
-    editor: Editor, tiny_model: Callable[..., Model], random_set: Callable[..., ImageSet], tmp_path: Path
+    editor: Editor, kind: Kind, tiny_model: Callable[..., Model], random_set: Callable[..., ImageSet], tmp_path: Path
 ) -> None:
     model, images = tiny_model("vit"), random_set(200)
     errors = misclassified(model, images, limit=6)
-    journal = Journal.create(tmp_path / "edits", settings_of(model, editor, ReplayOptions(kind="both")))
-    stream = Stream(model, editor, images, journal=journal, replay=ReplayOptions(kind="both"), cache_dir=tmp_path)
+    journal = Journal.create(tmp_path / "edits", settings_of(model, editor, ReplayOptions(kind=kind)))
+    stream = Stream(model, editor, images, journal=journal, replay=ReplayOptions(kind=kind), cache_dir=tmp_path)
     start = weights_hash(model)
     for first in (0, 3):
         asked: list[Request] = list(errors[first : first + 3])
@@ -209,7 +244,7 @@ def test_images(
     after = weights_hash(model)
     stream.close()
     assert weights_hash(model) == start
-    Stream(model, editor, images, journal=Journal.open(tmp_path / "edits"), replay=ReplayOptions(kind="both"))
+    Stream(model, editor, images, journal=Journal.open(tmp_path / "edits"), replay=ReplayOptions(kind=kind))
     assert weights_hash(model) == after
 
 

@@ -57,7 +57,24 @@ def test_samples_that_judge_are_not_edited(
     model, images = tiny_model("vit"), random_set(100)
     trust = Trust(TrustOptions(heldout_samples=100), images)
     with pytest.raises(WeightsmithError, match="among the samples that judge"):
-        trust.check_apart(misclassified(model, images, limit=3))
+        trust.check_apart(model, misclassified(model, images, limit=3))
+
+
+def test_text_that_says_what_is_edited_judges_nothing(gpt2: Model, caplog: pytest.LogCaptureFixture) -> None:
+    said = ["Anna plays the oboe.", "Bert plays the flute.", "Clara lives in Rome. Anna was born in Oslo."]
+    each = TextSet.of(said, gpt2.tokenize, length=12)
+    trust = Trust(TrustOptions(heldout_samples=100), each)
+    before = len(trust.aside)
+    trust.check_apart(gpt2, [fact("dora", "Dora")])
+    assert len(trust.aside) == before
+    assert not caplog.records
+    asked = TextRequest("anna", "Anna plays the", "Anna", "rain")
+    trust.check_apart(gpt2, [asked])
+    assert len(trust.aside) < before
+    assert "judge nothing" in caplog.text
+    alone = Trust(TrustOptions(), TextSet.of([said[0]], gpt2.tokenize, length=32))
+    with pytest.raises(WeightsmithError, match="keep other text aside"):
+        alone.check_apart(gpt2, [asked])
 
 
 @pytest.mark.parametrize("edge", [0.993, 0.95, 0.77, 0.4, 0.11])
@@ -119,6 +136,22 @@ def test_one_memory_a_subject() -> None:
     assert names(buffer) == ["b", "again"]
     buffer.forget(fact("b", "Bert"))
     assert names(buffer) == ["again"]
+
+
+def test_what_is_drawn_in_each_step() -> None:
+    buffer = ReplayBuffer(ReplayOptions(kind="requests", rate=2.0, strategy="priority", adaptive=False))
+    buffer.add([fact(name, name) for name in "abcdefgh"], 1, {"c": 50.0}, failed=["d"])
+    assert [memory.priority for memory in buffer.memories()] == [1, 1, 50, 2, 1, 1, 1, 1]
+    new = [fact("new", "a")]
+    steps = [[request.name for request in buffer.draw(new, 2, step)] for step in range(40)]
+    assert steps == [[request.name for request in buffer.draw(new, 2, step)] for step in range(40)]
+    assert all(len(names) == len(set(names)) == 2 and "a" not in names for names in steps)
+    counts = {name: sum(name in names for names in steps) for name in "bcdefgh"}
+    assert counts["c"] >= 35
+    assert all(count > 0 for count in counts.values())  # in proportion: nobody is left out for good
+    recent = ReplayBuffer(ReplayOptions(kind="requests", rate=2.0, strategy="recent", adaptive=False))
+    recent.add([fact(name, name) for name in "bcd"], 1)
+    assert {tuple(r.name for r in recent.draw(new, 2, step)) for step in range(3)} == {("c", "d")}
 
 
 def test_what_is_replayed() -> None:

@@ -8,6 +8,7 @@ none changes the model.
 from weightsmith.edit.alphaedit import AlphaEdit
 from weightsmith.edit.closed_form import ClosedForm
 from weightsmith.edit.finetune import FineTune, LoRA
+from weightsmith.edit.ftm import FTM
 from weightsmith.edit.head import HeadEdit
 from weightsmith.edit.memit import EMMET, MEMIT
 from weightsmith.edit.patcher import Patcher
@@ -16,6 +17,6 @@ from weightsmith.edit.registry import Editor, editor, editors, make_editor
 from weightsmith.edit.rome import ROME
 
 __all__ = [
-    "EMMET", "MEMIT", "ROME", "AlphaEdit", "ClosedForm", "Editor", "FineTune", "HeadEdit", "LoRA", "Patcher",
+    "EMMET", "FTM", "MEMIT", "ROME", "AlphaEdit", "ClosedForm", "Editor", "FineTune", "HeadEdit", "LoRA", "Patcher",
     "default_layers", "editor", "editors", "make_editor",
 ]  # fmt: skip

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from weightsmith.edit.targets import TargetOptions, TargetValues
 from weightsmith.models import Model
+from weightsmith.site import Site
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,13 @@ class Corrections(Protocol):
 
     def measure(self, model: Model, kind: str, layer: int | None, goal: Goal) -> Measured:
         """Keys of the linear map that ends at `kind`, and present values at the goal."""
+        ...
+
+    def in_contexts(self, model: Model, key: Site, value: Site) -> tuple[Tensor, Tensor, Tensor]:
+        """(keys (n, d), values (n, width), wanted tokens or classes (n,)) at the lookup token, none averaged.
+
+        A row for each token of each answer in each context, or for each view of each image.
+        """
         ...
 
     def columns(self, layer: int | None) -> list[str]:

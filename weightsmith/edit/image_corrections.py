@@ -66,13 +66,20 @@ class ImageCorrections:
 
     @torch.no_grad()
     def measure(self, model: Model, kind: str, layer: int | None, goal: Goal) -> Measured:
-        key, value = model.lookup(model.key_of(kind), layer), model.lookup(goal.kind, goal.layer)
-        keys, present = [], []
-        for images in self.images:
-            seen = record(model, model.preprocess(images, model.device), [key, value])
-            keys.append(seen[key].flatten(1))
-            present.append(seen[value].flatten(1))
-        return Measured(torch.stack(keys).mean(0), keys[0], torch.stack(present).mean(0))
+        keys, present = self._at_lookup(model, Site(model.key_of(kind), layer), Site(goal.kind, goal.layer))
+        return Measured(keys.mean(0), keys[0], present.mean(0))
+
+    @torch.no_grad()
+    def in_contexts(self, model: Model, key: Site, value: Site) -> tuple[Tensor, Tensor, Tensor]:
+        keys, values = self._at_lookup(model, key, value)
+        return keys.flatten(0, 1), values.flatten(0, 1), self.targets.repeat(len(keys))
+
+    def _at_lookup(self, model: Model, key: Site, value: Site) -> tuple[Tensor, Tensor]:
+        """(views + 1, E, d) keys and (views + 1, E, width) values."""
+        sites = [model.lookup(site.kind, site.layer) for site in (key, value)]
+        seen = [record(model, model.preprocess(images, model.device), sites) for images in self.images]
+        keys, values = (torch.stack([one[site].flatten(1) for one in seen]) for site in sites)
+        return keys, values
 
     def columns(self, layer: int | None) -> list[str]:  # noqa: ARG002  (an image has one row everywhere)
         return [request.name for request in self.requests]

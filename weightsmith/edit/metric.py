@@ -191,7 +191,7 @@ class Guarded:
         """Guard keys (d, P) under M, each with its slack (P,): the ridge over the weight with which it is held.
 
         Raises:
-            WeightsmithError: a slack that is not positive.
+            WeightsmithError: a slack that is not positive, or shapes that do not fit.
         """
         none = Guarded(inner, keys.double()[:, :0], torch.zeros(0, 0, dtype=torch.float64))
         return none.joined(keys, slack)
@@ -207,10 +207,15 @@ class Guarded:
         return self.inner.times(keys) - self.moved @ whole
 
     def joined(self, keys: Tensor, slack: Tensor) -> Guarded:
-        """The metric with more keys (d, E) guarded: the factor grows by a block."""
+        """The metric with more keys (d, E) guarded: the factor grows by a block. Raises as `of`."""
         if not bool((slack > 0).all()):
             raise WeightsmithError("a guarded key needs a slack above 0: give a ridge (l2) above 0")
         k = keys.double()
+        if k.ndim != 2 or len(k) != len(self.moved) or slack.shape != (k.shape[1],):
+            raise WeightsmithError(
+                f"guarded keys {tuple(k.shape)} with slack {tuple(slack.shape)} do not fit those that are there, "
+                f"{tuple(self.moved.shape)}: they are of another layer or model"
+            )
         moved = self.inner.times(k)
         beside = torch.linalg.solve_triangular(self.factor, self.moved.mT @ k, upper=False)  # (P, E)
         own = k.mT @ moved

@@ -31,6 +31,8 @@ _DEPENDENT = 1e-12
 """Eigenvalue of a Gram matrix of unit diagonal below which float32 keys are told apart by their rounding alone."""
 _VANISHED = 1e-7
 """Cosine of k and M k below which nothing but rounding is left of k: float32 measures keys no better."""
+_ILL = 1e10
+"""Condition number of the system of unit diagonal from which fewer than six digits of the update are right."""
 _SAME_KEY = 1e-5
 """Length of the difference of two unit keys below which they are one: what batching and rounding do to a key."""
 _SAME_WISH = 1e-3
@@ -157,6 +159,11 @@ def solve(
     factor, failed = torch.linalg.cholesky_ex(unit[:, None] * system * unit)
     if bool(failed):
         raise WeightsmithError(f"the metric is not positive semi-definite, or a ridge of {rho:g} is too small for it")
+    pivots = factor.diagonal()
+    if float(pivots.max() / pivots.min()) ** 2 > _ILL:  # a lower bound of the condition number
+        _log.warning(
+            "the system is ill-conditioned: some keys are nearly one under the metric; give a larger ridge (l2)"
+        )
     return Solution(
         left=(torch.cholesky_solve((r * unit).mT, factor) * unit[:, None]).mT,
         right=right,

@@ -59,24 +59,34 @@ class TextCorrections:
     def measure(self, model: Model, kind: str, layer: int | None, goal: Goal) -> Measured:
         if layer is None:
             return self._measured_at_head(model)
-        sites = {"key": Site(model.key_of(kind), layer), "value": Site(goal.kind, goal.layer)}
-        found: dict[str, list[Tensor]] = {"key": [], "value": []}
-        passages = [
-            Passage(passage.ids[: passage.lookup + 1], passage.lookup)
-            for reading in self.asked
-            for passage in reading.rewrites
-        ]
-        for batch in _batches(passages, _tokens_per_batch(model)):
-            seen = record(model, batch.ids.to(model.device), list(sites.values()))
-            for name, site in sites.items():
-                found[name].append(batch.at_lookup(seen[site]).float().cpu())
-        keys, values = (self._by_request(torch.cat(found[name])) for name in ("key", "value"))
+        found = self._at_lookup(model, Site(model.key_of(kind), layer), Site(goal.kind, goal.layer))
+        keys, values = (self._by_request(each) for each in found)
         present = [each[0] if self.bare_values else self._average(each) for each in values]
         return Measured(
             torch.stack([self._average(each) for each in keys]),
             torch.stack([each[0] for each in keys]),
             torch.stack(present),
         )
+
+    @torch.no_grad()
+    def in_contexts(self, model: Model, key: Site, value: Site) -> tuple[Tensor, Tensor, Tensor]:
+        keys, values = self._at_lookup(model, key, value)
+        wanted = [reading.target[0] for reading in self.asked for _ in reading.rewrites]
+        return keys, values, torch.tensor(wanted)
+
+    def _at_lookup(self, model: Model, key: Site, value: Site) -> tuple[Tensor, Tensor]:
+        """(n, d) keys and (n, width) values, a row a context of each that is asked."""
+        found: dict[Site, list[Tensor]] = {key: [], value: []}
+        passages = [
+            Passage(passage.ids[: passage.lookup + 1], passage.lookup)
+            for reading in self.asked
+            for passage in reading.rewrites
+        ]
+        for batch in _batches(passages, _tokens_per_batch(model)):
+            seen = record(model, batch.ids.to(model.device), list(found))
+            for site, values in found.items():
+                values.append(batch.at_lookup(seen[site]).float().cpu())
+        return torch.cat(found[key]), torch.cat(found[value])
 
     def columns(self, layer: int | None) -> list[str]:
         if layer is None:

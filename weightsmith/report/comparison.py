@@ -66,7 +66,7 @@ def comparison_table(rows: Sequence[Row]) -> Rows:
             "method": method,
             "batch_size": size,
             "seeds": len(found),
-            **{name + end: value for name in MEASURES for end, value in _fields(_over_seeds(found, name))},
+            **{name + end: value for name in MEASURES for end, value in _fields(over_seeds(found, name))},
             **{"seconds" + end: value for end, value in _fields(of_runs(_values(found, "seconds")))},
         }
         for (method, size), found in _cells(rows).items()
@@ -111,7 +111,7 @@ def by_method(rows: Sequence[Row], measure: str) -> Figure:
         axes.set_ylim(edges[-1], 0)  # the first method on top
         axes.set_yticks((edges[:-1] + edges[1:]) / 2, labels)
         axes.tick_params(axis="y", length=0)
-        _share_axis(axes, "x")
+        share_axis(axes, "x")
         batches = f", {sizes[0]} edit{'s' * (sizes[0] > 1)} in a batch" if len(sizes) == 1 else ""
         axes.set_xlabel(f"{measure}, {_seeds(cells)}{batches}")
         axes.set_title(textwrap.fill(_TITLES[measure], 78), loc="left")
@@ -150,7 +150,7 @@ def by_batch_size(rows: Sequence[Row], measure: str = "composite") -> Figure:
         for place, (method, colour, marker) in enumerate(zip(methods, cycle(_COLOURS), cycle(_MARKERS), strict=False)):
             there = [size for size in sizes if (method, size) in cells]
             apart = 2 ** (0.07 * (place - (len(methods) - 1) / 2))
-            found = [_over_seeds(cells[method, size], measure) for size in there]
+            found = [over_seeds(cells[method, size], measure) for size in there]
             spots = [size * apart for size in there]
             again = place >= len(_COLOURS)
             look: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": (0, (5, 2)) if again else "-"}
@@ -175,7 +175,7 @@ def by_batch_size(rows: Sequence[Row], measure: str = "composite") -> Figure:
         axes.xaxis.set_minor_locator(NullLocator())
         room = 2 ** (0.07 * len(methods) / 2 + 0.3)
         axes.set_xlim(sizes[0] / room, sizes[-1] * room)
-        _share_axis(axes, "y")
+        share_axis(axes, "y")
         axes.set_xlabel("edits in a batch")
         axes.set_ylabel(f"{measure}, {_seeds(cells)}")
         axes.set_title(textwrap.fill(_TITLES[measure], 88), loc="left")
@@ -184,7 +184,7 @@ def by_batch_size(rows: Sequence[Row], measure: str = "composite") -> Figure:
 
 
 def _dot_and_interval(axes: Axes, runs: Sequence[Row], measure: str, height: float, colour: str, marker: str) -> None:
-    found = _over_seeds(runs, measure)
+    found = over_seeds(runs, measure)
     values = _values(runs, measure)
     axes.hlines(height, found.low, found.high, color=colour, linewidth=1.4)
     if len(values) > 1:
@@ -195,7 +195,7 @@ def _dot_and_interval(axes: Axes, runs: Sequence[Row], measure: str, height: flo
     )
 
 
-def _share_axis(axes: Axes, which: Literal["x", "y"]) -> None:
+def share_axis(axes: Axes, which: Literal["x", "y"]) -> None:
     """All of 0 to 100%: a part of it would make small differences look large."""
     axis = getattr(axes, f"{which}axis")
     getattr(axes, f"set_{which}lim")(-0.02, 1.02)
@@ -214,7 +214,7 @@ def _seeds(cells: dict[tuple[str, int], list[Row]]) -> str:
     return f"mean of {some} seeds (rings) with 95% interval"
 
 
-def _over_seeds(runs: Sequence[Row], measure: str) -> Interval:
+def over_seeds(runs: Sequence[Row], measure: str) -> Interval:
     """Mean of a share; its bounds stay within what a share can be."""
     found = of_runs(_values(runs, measure))
     # min and max would turn NaN bounds into 0 or 1

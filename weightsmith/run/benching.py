@@ -1,9 +1,9 @@
-"""From the options of `weightsmith compare` to what is measured on: the model, its requests, and how they are drawn."""
+"""From the options of `weightsmith compare` and `ablate` to what is measured on: a model, its requests, how they are drawn."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ from weightsmith.run.folder import RunFolder
 from weightsmith.run.inputs import EMBEDDED, embedded_model
 from weightsmith.run.job import check_device
 from weightsmith.run.language import Kept, facts_of, of_name
-from weightsmith.run.options import CompareOptions
+from weightsmith.run.options import AblateOptions, BenchOptions, CompareOptions
 from weightsmith.run.recorded import recorded_split
 
 _log = logging.getLogger(__name__)
@@ -36,6 +36,25 @@ METHODS = {
 """What is compared where nobody says."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class Asked:
+    """What a command asks of a bench, besides `BenchOptions`.
+
+    Attributes:
+        sizes: of the batches, from small to large; seeds: of the draws.
+        methods: those to measure; None is the usual ones.
+        sizes_flag, methods_flag: how a user types them.
+        earlier: a comparison whose requests are taken again, and its file.
+    """
+
+    sizes: tuple[int, ...]
+    seeds: tuple[int, ...]
+    methods: tuple[str, ...] | None
+    sizes_flag: str = "--batch-sizes"
+    methods_flag: str = "--methods"
+    earlier: tuple[Plan, Path] | None = None
+
+
 def bench_of(
     options: CompareOptions, folder: RunFolder, notes: list[str]
 ) -> tuple[TextBench | ImageBench, tuple[int, ...], tuple[int, ...]]:
@@ -46,12 +65,33 @@ def bench_of(
     """
     earlier = _earlier(options)
     sizes, seeds = _sweep(options, earlier)
+    asked = Asked(sizes=sizes, seeds=seeds, methods=options.methods, earlier=earlier)
+    bench, sizes = _bench(options, asked, folder, notes)
+    return bench, sizes, seeds
+
+
+def batch_of(options: AblateOptions, folder: RunFolder, notes: list[str]) -> TextBench | ImageBench:
+    """What an ablation measures on: `max_edits` requests a seed. Raises as `bench_of`."""
+    asked = Asked(
+        sizes=(options.max_edits,),
+        seeds=options.seeds,
+        methods=options.edit_method,
+        sizes_flag="--max-edits",
+        methods_flag="--edit-method",
+    )
+    return _bench(options, asked, folder, notes)[0]
+
+
+def _bench(
+    options: BenchOptions, asked: Asked, folder: RunFolder, notes: list[str]
+) -> tuple[TextBench | ImageBench, tuple[int, ...]]:
+    """(what is measured on, the batch sizes that there are requests for). Raises as `bench_of`."""
     if options.model == "auto" and options.data_path in EMBEDDED:
         model = embedded_model(options.data_path, options.seed, folder, check_device(options.device))
-        return _images(options, model, earlier, sizes, seeds, notes)
+        return _images(options, model, asked, notes)
     world: FactWorld | None
     if options.model == "auto":
-        if options.data_path != FACTS and earlier is None and not user_path(options.data_path).suffix == ".json":
+        if options.data_path != FACTS and asked.earlier is None and not user_path(options.data_path).suffix == ".json":
             raise WeightsmithError(
                 f"--model is needed: name the trained classifier of {options.data_path} (run folder, Hugging Face folder or "
                 f"hub name); only for {FACTS}, {' and '.join(EMBEDDED)} there is one"
@@ -64,7 +104,7 @@ def bench_of(
             raise WeightsmithError(
                 f"--model {options.model} is an image classifier: give its images with --data-path, `digits` say"
             )
-        return _images(options, model, earlier, sizes, seeds, notes)
+        return _images(options, model, asked, notes)
     if options.data_path in EMBEDDED:
         raise WeightsmithError(
             f"--model {options.model} is a language model and --data-path {options.data_path} are images: give a JSON file "
@@ -74,29 +114,30 @@ def bench_of(
     if kept.aside is None:
         notes.append("The text is too short to keep windows aside, so perplexity and drift are not measured.")
     draws: Draws
-    if earlier is not None:
-        draws = drawn_again(*earlier)
-        _same_kind(earlier[0], "text", model, notes)
+    if asked.earlier is not None:
+        draws = drawn_again(*asked.earlier)
+        _same_kind(asked.earlier[0], "text", model, notes)
     else:
-        draws = named_apart({seed: facts_of(options.data_path, world, sizes[-1], seed, usable=True) for seed in seeds})
-    sizes = _within(sizes, draws, seeds, f"facts in {options.data_path}", notes)
-    chosen = {seed: draws[seed][: sizes[-1]] for seed in seeds}
-    return TextBench(model, chosen, kept, settings_of(options)), sizes, seeds
+        most = asked.sizes[-1]
+        draws = named_apart({seed: facts_of(options.data_path, world, most, seed, usable=True) for seed in asked.seeds})
+    sizes = _within(asked, draws, f"facts in {options.data_path}", notes)
+    chosen = {seed: draws[seed][: sizes[-1]] for seed in asked.seeds}
+    return TextBench(model, chosen, kept, settings_of(options, asked)), sizes
 
 
-def settings_of(options: CompareOptions) -> dict[str, dict[str, Any]]:
+def settings_of(options: BenchOptions, asked: Asked) -> dict[str, dict[str, Any]]:
     """Method → what the files of `--hparams` say of it.
 
     Raises:
-        WeightsmithError: a file that cannot be read, one of a method that is not compared, or two of one method.
+        WeightsmithError: a file that cannot be read, one of a method that is not measured, or two of one method.
     """
     found: dict[str, dict[str, Any]] = {}
     for named in options.hparams:
         method, fields, notes = read_hyperparameters(named)
-        if options.methods is not None and method not in options.methods:
+        if asked.methods is not None and method not in asked.methods:
             raise WeightsmithError(
-                f"--hparams {named} is for {method} and --methods says {' '.join(options.methods)}: add it, or leave the "
-                "file out"
+                f"--hparams {named} is for {method} and {asked.methods_flag} says {' '.join(asked.methods)}: add it, or "
+                "leave the file out"
             )
         if method in found:
             raise WeightsmithError(f"--hparams {named} is a second file for {method}: give one for each method")
@@ -131,15 +172,16 @@ def _sweep(options: CompareOptions, earlier: tuple[Plan, Path] | None) -> tuple[
     return tuple(sorted(sizes)), tuple(seeds)
 
 
-def _within(sizes: tuple[int, ...], draws: Draws, seeds: Sequence[int], what: str, notes: list[str]) -> tuple[int, ...]:
+def _within(asked: Asked, draws: Draws, what: str, notes: list[str]) -> tuple[int, ...]:
     """The batch sizes that there are requests for; the others are noted."""
-    count = min(len(draws[seed]) for seed in seeds)
-    there = tuple(size for size in sizes if size <= count)
+    count = min(len(draws[seed]) for seed in asked.seeds)
+    there = tuple(size for size in asked.sizes if size <= count)
     if not there:
+        more = " and more are" if len(asked.sizes) > 1 else " is"
         raise WeightsmithError(
-            f"--batch-sizes {sizes[0]} and more are asked for, and there are {count} {what}: give fewer"
+            f"{asked.sizes_flag} {asked.sizes[0]}{more} asked for, and there are {count} {what}: give fewer"
         )
-    left = [str(size) for size in sizes if size > count]
+    left = [str(size) for size in asked.sizes if size > count]
     if left:
         notes.append(f"Batches of {', '.join(left)} edits are left out: there are {count} {what}.")
     return there
@@ -154,38 +196,29 @@ def _same_kind(plan: Plan, reads: str, model: Model, notes: list[str]) -> None:
         notes.append(f"The requests are those of a comparison on another model, {plan.model}.")
 
 
-def _images(
-    options: CompareOptions,
-    model: Model,
-    earlier: tuple[Plan, Path] | None,
-    sizes: tuple[int, ...],
-    seeds: tuple[int, ...],
-    notes: list[str],
-) -> tuple[ImageBench, tuple[int, ...], tuple[int, ...]]:
+def _images(options: BenchOptions, model: Model, asked: Asked, notes: list[str]) -> tuple[ImageBench, tuple[int, ...]]:
     if options.preserve:
         raise WeightsmithError(
             "--preserve is of text: a classifier preserves the images of its train part, leave it out"
         )
     train, val, held_out = _parts(options, model, notes)
     draws: Draws
-    if earlier is not None:
-        _same_kind(earlier[0], "images", model, notes)
-        draws = matched(earlier[0], _by_name(val, earlier[0]), f"the validation part of {options.data_path}")
+    if asked.earlier is not None:
+        plan = asked.earlier[0]
+        _same_kind(plan, "images", model, notes)
+        draws = matched(plan, _by_name(val, plan), f"the validation part of {options.data_path}")
     else:
         errors: list[Request] = [*misclassified(model, val)]
         if not errors:
             raise WeightsmithError(
-                f"the model makes no errors on the validation part of {options.data_path}, so there is nothing to compare: "
+                f"the model makes no errors on the validation part of {options.data_path}, so there is nothing to edit: "
                 "give a harder data set"
             )
-        draws = {seed: permuted(errors, seed, sizes[-1]) for seed in seeds}
-    sizes = _within(sizes, draws, seeds, "errors in the validation part", notes)
-    chosen = {seed: draws[seed][: sizes[-1]] for seed in seeds}
-    return (
-        ImageBench(model, chosen, train, held_out, options.views, options.n_views, settings_of(options)),
-        sizes,
-        seeds,
-    )
+        draws = {seed: permuted(errors, seed, asked.sizes[-1]) for seed in asked.seeds}
+    sizes = _within(asked, draws, "errors in the validation part", notes)
+    chosen = {seed: draws[seed][: sizes[-1]] for seed in asked.seeds}
+    settings = settings_of(options, asked)
+    return ImageBench(model, chosen, train, held_out, options.views, options.n_views, settings), sizes
 
 
 def _by_name(val: ImageSet, plan: Plan) -> dict[str, Request]:
@@ -201,7 +234,7 @@ def _by_name(val: ImageSet, plan: Plan) -> dict[str, Request]:
     }
 
 
-def _parts(options: CompareOptions, model: Model, notes: list[str]) -> tuple[ImageSet, ImageSet, ImageSet]:
+def _parts(options: BenchOptions, model: Model, notes: list[str]) -> tuple[ImageSet, ImageSet, ImageSet]:
     """(train, validation, sealed held-out part), as the model's run cut them; else cut here."""
     cache = user_path(options.cache_dir) if options.cache_dir else None
     source = open_data(options.data_path, model.preprocess.size, cache)

@@ -6,12 +6,14 @@ import hashlib
 import json
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from weightsmith.files import write_json
+from weightsmith.errors import HeldOutError, WeightsmithError
+from weightsmith.files import disk_is_full, write_json
 from weightsmith.measure import Interval
 from weightsmith.measure.intervals import NOTHING
 
@@ -44,9 +46,7 @@ class Cell:
 
     def save(self, folder: Path) -> None:
         """Write the cell to its file in a folder, atomically."""
-        measures = {name: [one.value, one.low, one.high, one.n] for name, one in self.measures.items()}
-        entries = {name: value for name, value in asdict(self).items() if name != "measures"}
-        write_json(folder / self.file, _without_nan({"format": FORMAT, **entries, "measures": measures}))
+        write_json(folder / self.file, {"format": FORMAT, **stored(asdict(self)), "measures": as_lists(self.measures)})
 
     @property
     def file(self) -> str:
@@ -62,11 +62,8 @@ class Cell:
             if entries.pop("format") != FORMAT or entries["key"] != key:
                 _log.info("%s was measured with something else and is measured again", path.name)
                 return None
-            measures = {
-                name: Interval(_number(value), _number(low), _number(high), int(n))
-                for name, (value, low, high, n) in entries["measures"].items()
-            }
-            numbers = {name: _number(entries[name]) for name in ("seconds", "update_norm", "reached")}
+            measures = of_lists(entries["measures"])
+            numbers = {name: number_of(entries[name]) for name in ("seconds", "update_norm", "reached")}
             return cls(**entries | numbers | {"measures": measures})
         except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
             _log.warning("%s is damaged and measured again: %s", path, error)
@@ -75,11 +72,8 @@ class Cell:
     def row(self, names: Sequence[str]) -> dict[str, object]:
         """The row of `baseline_comparison.csv`; "" stands for what is unknown."""
         row: dict[str, object] = {"method": self.method, "batch_size": self.batch_size, "seed": self.seed}
-        for name in names:
-            one = self.measures.get(name, NOTHING)
-            for end, value in (("", one.value), ("_low", one.low), ("_high", one.high)):
-                row[f"{name}{end}"] = _told(value)
-        row |= {name: _told(getattr(self, name)) for name in ("reached", "seconds", "update_norm")}
+        row |= columns(names, self.measures)
+        row |= {name: told(getattr(self, name)) for name in ("reached", "seconds", "update_norm")}
         return row | {"error": self.error}
 
 
@@ -93,20 +87,59 @@ def key_of(depends: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(depends, sort_keys=True, default=list).encode()).hexdigest()
 
 
-def _told(value: float) -> object:
+def columns(names: Sequence[str], measures: Mapping[str, Interval]) -> dict[str, object]:
+    """Three columns of a CSV file for each name: value, low and high; "" stands for what is unknown."""
+    return {
+        f"{name}{end}": told(value)
+        for name in names
+        for one in (measures.get(name, NOTHING),)
+        for end, value in (("", one.value), ("_low", one.low), ("_high", one.high))
+    }
+
+
+def told(value: float) -> object:
+    """A number as a CSV file has it."""
     return "" if math.isnan(value) else round(value, 6)
 
 
-def _number(value: object) -> float:
+def as_lists(measures: Mapping[str, Interval]) -> dict[str, Any]:
+    """Measures as JSON; `of_lists` reads them."""
+    return {name: stored([one.value, one.low, one.high, one.n]) for name, one in measures.items()}
+
+
+def of_lists(measures: Mapping[str, Sequence[Any]]) -> dict[str, Interval]:
+    """What `as_lists` told. Raises `ValueError` or `TypeError` for anything else."""
+    return {
+        name: Interval(number_of(value), number_of(low), number_of(high), int(n))
+        for name, (value, low, high, n) in measures.items()
+    }
+
+
+def number_of(value: object) -> float:
+    """A number that `stored` told."""
     return math.nan if value is None else float(str(value))
 
 
-def _without_nan(value: Any) -> Any:
+def stored(value: Any) -> Any:
     """JSON knows no NaN: null stands for it, and infinity is a text."""
     if isinstance(value, dict):
-        return {name: _without_nan(one) for name, one in value.items()}
+        return {name: stored(one) for name, one in value.items()}
     if isinstance(value, list):
-        return [_without_nan(one) for one in value]
+        return [stored(one) for one in value]
     if isinstance(value, float) and not math.isfinite(value):
         return None if math.isnan(value) else str(value)
     return value
+
+
+@contextmanager
+def failures(errors: list[str]) -> Iterator[None]:
+    """Keep why a cell cannot be measured. A full disk, or held-out data asked for too early, ends the whole."""
+    try:
+        yield
+    except HeldOutError:
+        raise
+    except WeightsmithError as error:
+        cause = error.__cause__
+        if isinstance(cause, OSError) or (isinstance(cause, Exception) and disk_is_full(cause)):
+            raise
+        errors.append(str(error))

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
@@ -14,18 +13,19 @@ from rich.console import Console
 from rich.markup import escape
 
 from weightsmith import __version__, report
-from weightsmith.delta import Delta, weights_hash
+from weightsmith.delta import Delta
 from weightsmith.edit import Editor, editors
-from weightsmith.errors import HeldOutError, WeightsmithError, did_you_mean
-from weightsmith.files import disk_is_full, user_path, write_csv, write_json, write_text
+from weightsmith.errors import WeightsmithError, did_you_mean
+from weightsmith.files import user_path, write_csv, write_json, write_text
 from weightsmith.report.comparison import comparison_figures, comparison_table
 from weightsmith.report.comparison_page import ComparisonInputs, build_comparison, shown_table
-from weightsmith.run.benches import ImageBench, TextBench, options_of
+from weightsmith.run.benches import ImageBench, TextBench
 from weightsmith.run.benching import METHODS, bench_of
-from weightsmith.run.cells import Cell, file_of, key_of
-from weightsmith.run.draws import PLAN, REQUESTS, Plan, signed, write_requests
+from weightsmith.run.cells import Cell, failures, file_of, key_of
+from weightsmith.run.draws import PLAN, REQUESTS, Plan
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.options import CompareOptions
+from weightsmith.run.planned import planned
 from weightsmith.run.session import Kin, at_least, distinct, session
 
 _log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ def compare(options: CompareOptions) -> Path:
         notes: list[str] = []
         bench, sizes, seeds = bench_of(options, folder, notes)
         methods = options.methods or METHODS[bench.model.family.reads]
-        plan = _planned(options, bench, methods, sizes, seeds, notes, folder)
+        plan = planned(options, bench, methods, sizes, seeds, notes, folder)
         for note in notes:
             _log.warning("%s", note)
         cells = _Sweep(options, bench, plan, folder).run()
@@ -92,49 +92,6 @@ def _check(options: CompareOptions) -> None:
     for seed in options.seeds or ():
         if not 0 <= seed < 2**32:
             raise WeightsmithError(f"--seeds must be from 0 to {2**32 - 1}, not {seed}")
-
-
-def _planned(
-    options: CompareOptions,
-    bench: TextBench | ImageBench,
-    methods: Sequence[str],
-    sizes: tuple[int, ...],
-    seeds: tuple[int, ...],
-    notes: Sequence[str],
-    folder: RunFolder,
-) -> Plan:
-    """The plan, written before anything is measured.
-
-    Raises:
-        WeightsmithError: the folder has cells of another plan, because the model or the data changed meanwhile.
-    """
-    plan = Plan(
-        reads=bench.model.family.reads,
-        model=options.model,
-        fingerprint=bench.model.fingerprint(),
-        data=options.data_path,
-        preserve=bench.preserve.digest(),
-        held_out=bench.held_out.digest() if isinstance(bench, ImageBench) else "",
-        methods={method: options_of(bench.editor(method)) for method in methods},
-        batch_sizes=sizes,
-        seeds=seeds,
-        draws=signed(bench.draws),
-        notes=tuple(notes),
-    )
-    path = folder.results / PLAN
-    if path.exists():
-        before = Plan.load(path)
-        for name, what in (("fingerprint", "model"), ("draws", "requests"), ("preserve", "preserved data")):
-            if getattr(before, name) != getattr(plan, name):
-                raise WeightsmithError(
-                    f"{path} is of another {what} than there is now: give what it was made of to go on, or --overwrite to "
-                    "measure anew"
-                )
-    plan.save(path)
-    if isinstance(bench, TextBench):
-        write_requests(folder.results / REQUESTS, bench.draws)
-    folder.write_env(device=str(bench.model.device), weights=weights_hash(bench.model), seed=options.seed)
-    return plan
 
 
 @dataclass(eq=False)
@@ -188,7 +145,7 @@ class _Sweep:
 
     def _warm(self, method: str, seed: int) -> None:
         """Statistics and prefixes are measured once and kept; they shall not count among the seconds of a cell."""
-        with _failures([]):
+        with failures([]):
             self._solve(self.bench.editor(method), 1, seed)
 
     def _solve(self, editor: Editor, size: int, seed: int) -> Delta:
@@ -199,7 +156,7 @@ class _Sweep:
     def _measured(self, method: str, size: int, seed: int) -> Cell:
         cell = Cell(method, size, seed, self._key(method, size, seed))
         errors: list[str] = []
-        with _failures(errors):
+        with failures(errors):
             started = time.perf_counter()
             delta = self._solve(self.bench.editor(method), size, seed)
             seconds = time.perf_counter() - started
@@ -221,20 +178,6 @@ def _left(spent: float, sizes: Sequence[int], done: int) -> str:
     """How long the rest takes, a cell counted by its edits, for large batches come last; "" while that is a mere guess."""
     counted = sum(sizes[:done])
     return f", about {spent / counted * sum(sizes[done:]) / 60:.0f} min left" if done >= 5 else ""
-
-
-@contextmanager
-def _failures(errors: list[str]) -> Iterator[None]:
-    """Keep why a cell cannot be measured. A full disk, or held-out data asked for too early, ends the comparison."""
-    try:
-        yield
-    except HeldOutError:
-        raise
-    except WeightsmithError as error:
-        cause = error.__cause__
-        if isinstance(cause, OSError) or (isinstance(cause, Exception) and disk_is_full(cause)):
-            raise
-        errors.append(str(error))
 
 
 def _write(

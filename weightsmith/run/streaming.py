@@ -16,14 +16,14 @@ from rich.table import Table
 from rich.text import Text
 
 from weightsmith.delta import Delta
-from weightsmith.edit import Editor
+from weightsmith.edit import Editor, make_editor
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import user_path, write_csv
 from weightsmith.models import Model
 from weightsmith.request import TextRequest
 from weightsmith.run.language import Kept
 from weightsmith.run.options import EditOptions
-from weightsmith.stream import Batch, Journal, ReplayOptions, Stream, Trust, TrustOptions, settings_of
+from weightsmith.stream import Batch, Journal, ReplayOptions, Stream, Trust, TrustOptions, replay_for, settings_of
 
 _log = logging.getLogger(__name__)
 
@@ -42,17 +42,33 @@ STREAM_COLUMNS = (
 """Of `stream.csv`, a row a batch in force."""
 
 
+_OF_TRUST = ("trust_threshold", "trust_action", "trust_heldout_samples", "trust_weights")
+_OF_STREAMS = (
+    "replay", "replay_rate", "replay_buffer_size", "replay_strategy", "replay_eviction", "replay_weight", "trust_enable",
+    *_OF_TRUST,
+)  # fmt: skip
+"""Options that say nothing of a single batch."""
+
+
 def check(options: EditOptions) -> None:
     """Raise `WeightsmithError` for options of a stream that are out of range, or that ask for several at once."""
     if options.batch_size is None:
-        if options.trust_enable:
-            raise WeightsmithError("--trust-enable judges one batch after another: give --batch-size with it")
+        plain = EditOptions()
+        for name in _OF_STREAMS:
+            if getattr(options, name) != getattr(plain, name):
+                flag = name.replace("_", "-")
+                raise WeightsmithError(f"--{flag} is for edits in one batch after another: give --batch-size with it")
         return
+    if not options.trust_enable:
+        plain = EditOptions()
+        for name in _OF_TRUST:
+            if getattr(options, name) != getattr(plain, name):
+                raise WeightsmithError(f"--{name.replace('_', '-')} does nothing alone: give --trust-enable with it")
     if options.batch_size < 1:
         raise WeightsmithError(f"--batch-size must be at least 1, not {options.batch_size}")
     if len(options.edit_method) > 1:
         raise WeightsmithError("--batch-size makes one journal: give a single --edit-method with it")
-    _replay(options)
+    replay_for(make_editor(options.edit_method[0]), _replay(options))
     _trust_options(options)
 
 

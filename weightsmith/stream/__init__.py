@@ -2,6 +2,7 @@
 
 from weightsmith.stream.journal import Batch, Edit, Journal
 from weightsmith.stream.replay import ReplayBuffer, ReplayOptions
+from weightsmith.stream.solves import replay_for
 from weightsmith.stream.stream import Stream, settings_of
 from weightsmith.stream.trust import Trust, TrustOptions, Verdict
 
@@ -15,5 +16,6 @@ __all__ = [
     "Trust",
     "TrustOptions",
     "Verdict",
+    "replay_for",
     "settings_of",
 ]

@@ -4,36 +4,28 @@ from __future__ import annotations
 
 import json
 import logging
+import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Self
 
-import torch
-from torch import Tensor
-
 from weightsmith.delta import Delta, weights_hash
 from weightsmith.edit import Editor
-from weightsmith.edit.closed_form import ClosedForm
-from weightsmith.edit.corrections import Corrections, Goal
 from weightsmith.edit.preserved import Preserved
-from weightsmith.edit.reading import Contexts, corrections_of, without_repeats
-from weightsmith.edit.spread import Place, mean_pull
+from weightsmith.edit.reading import without_repeats
 from weightsmith.errors import WeightsmithError
 from weightsmith.models import Model
 from weightsmith.request import Request, question_of
-from weightsmith.stream.guards import GuardedKeys, Guards
+from weightsmith.stream.guards import Guards
 from weightsmith.stream.journal import Batch, Edit, Journal
 from weightsmith.stream.replay import ReplayBuffer, ReplayOptions
+from weightsmith.stream.solves import Solves, replay_for
 from weightsmith.stream.trust import Trust, Verdict
 from weightsmith.stream.weights import Weights
 
 _log = logging.getLogger(__name__)
-
-_EXACT = 1e-3
-"""Ridge of a guarded key whose editor has none, relative to the keys' mean pull: if each were guarded exactly, the
-thousandth would find no room."""
 
 
 class Stream:
@@ -46,11 +38,12 @@ class Stream:
         model: with the weights before the first edit; it wears the journal's edits from now on, until `close`.
         preserve: what every batch preserves.
         journal: where batches are written; None keeps them in memory only.
-        replay: how earlier edits are replayed; keys only where the editor has some.
+        replay: how earlier edits are replayed, see `solves.replay_for`.
         trust: decides whether a batch stays; None keeps every one.
 
     Raises:
-        WeightsmithError: a journal of other weights, or of another editor or other hyper-parameters.
+        WeightsmithError: a journal of other weights, or of another editor or other hyper-parameters; keys to replay with an
+            editor that has none.
     """
 
     def __init__(
@@ -65,13 +58,13 @@ class Stream:
         cache_dir: Path | None = None,
     ) -> None:
         self.model, self.editor, self.preserve, self.trust = model, editor, preserve, trust
-        self.replay, self.cache_dir = replay or ReplayOptions(), cache_dir
+        self.replay, self.cache_dir = replay_for(editor, replay or ReplayOptions()), cache_dir
         self.settings = settings_of(model, editor, self.replay)
         self.journal = journal
         if journal is not None:
             self._check_same(journal)
         self._weights = Weights(model)
-        self._places: list[Place] | None = None
+        self._solves = Solves(model, editor, preserve, self.replay, self._weights, cache_dir)
         self._next_edit, self._next_batch = 1, 1
         self._reset(journal.batches if journal is not None else [])
 
@@ -86,20 +79,26 @@ class Stream:
         overruled = {edit.replaces for edit in there}
         return [edit for edit in there if edit.number not in overruled]
 
-    def add(self, requests: Sequence[Request]) -> Batch | None:
+    def add(self, requests: Sequence[Request], importance: Mapping[str, float] | None = None) -> Batch | None:
         """Solve a batch, judge it, and keep it: in the journal first, then in the weights.
 
         A request that an edit in force has asked already, and that holds, is left out; one that contradicts an edit in
         force replaces it, and the log says which.
 
+        Args:
+            importance: name of a request → how much it matters where requests are replayed by priority; 1 where it is not.
+
         Returns:
             The batch; None where nothing was left to do, or trust took it back.
 
         Raises:
-            WeightsmithError: as the editor; or an edited sample is among those that judge the edits.
+            WeightsmithError: as the editor; an edited sample is among those that judge the edits; an importance that is no
+                positive number.
         """
+        if any(not 0 < value < math.inf for value in (importance or {}).values()):
+            raise WeightsmithError("the importance of a request must be a positive number")
         numbers = range(self._next_edit, self._next_edit + len(requests))
-        solved = self._solved(self._next_batch, dict(zip(numbers, requests, strict=True)))
+        solved = self._solved(self._next_batch, dict(zip(numbers, requests, strict=True)), importance)
         if isinstance(solved, Verdict) and self.journal is not None:
             self.journal.reject(requests, {"trust": asdict(solved)})
         if not isinstance(solved, Batch):
@@ -140,7 +139,7 @@ class Stream:
             self._reset(before)
             for old in after:
                 wanted = {edit.number: edit.request for edit in old.edits if edit.number != number}
-                solved = self._solved(old.number, wanted)
+                solved = self._solved(old.number, wanted, old.info.get("importance"))
                 if isinstance(solved, Batch):
                     again.append(solved)
                     self._take(solved)
@@ -188,12 +187,16 @@ class Stream:
                 self._guards = self._guards.without({edit.replaces})
         self._guards = self._guards.joined(batch.keys)
         self._buffer.replayed(batch.info.get("replayed", {}), batch.number)
-        self._buffer.add([edit.request for edit in batch.edits], batch.number)
+        failed = [edit.request.name for edit in batch.edits if not edit.success]
+        asked = [edit.request for edit in batch.edits]
+        self._buffer.add(asked, batch.number, batch.info.get("importance"), failed)
         self._batches.append(batch)
         self._next_batch = max(self._next_batch, batch.number + 1)
         self._next_edit = max([self._next_edit, *(edit.number + 1 for edit in batch.edits)])
 
-    def _solved(self, number: int, asked: dict[int, Request]) -> Batch | Verdict | None:
+    def _solved(
+        self, number: int, asked: dict[int, Request], importance: Mapping[str, float] | None = None
+    ) -> Batch | Verdict | None:
         """A batch on the weights that are there, judged; it changes nothing, neither weights nor journal.
 
         Args:
@@ -203,24 +206,31 @@ class Stream:
             The batch; the verdict on it where it is not trusted; None where nothing is left to do.
         """
         if self.trust is not None:
-            self.trust.check_apart(list(asked.values()))
+            self.trust.check_apart(self.model, list(asked.values()))
         started = time.process_time()
         wanted, replaces = self._new_ones(asked)
         if not wanted:
             return None
         guards = self._guards.without(set(replaces.values()))
         again = self._buffer.sample(list(wanted.values()), number) if self.replay.requests else []
-        held = dict(zip((r.name for r in again), self._hold(again), strict=True))
-        delta = self._change([*wanted.values(), *again], {request.name for request in again}, guards)
+        held = dict(zip((r.name for r in again), self._solves.hold(again), strict=True))
+        edited = [edit.request for edit in self.edits()]
+        delta = self._solves.change(
+            list(wanted.values()), again, guards, edited=edited, buffer=self._buffer, batch=number
+        )
         verdict = self._judged(delta, list(wanted.values()))
         if not verdict.kept:
             return verdict
-        delta = delta if verdict.factor == 1 else verdict.factor * delta
+        solved, named = delta.info["requests"], {request.name for request in wanted.values()}
+        delta = Delta(delta.changes) if verdict.factor == 1 else verdict.factor * Delta(delta.changes)
         with delta.on(self.model, check=False):
             edits = self._as_they_stand(wanted, replaces)
-            keys = self._keys(wanted) if self.replay.keys else {}
+            keys = self._solves.keys(wanted) if self.replay.keys else {}
         info: dict[str, Any] = {
             "replayed": held,
+            "importance": {name: value for name, value in (importance or {}).items() if name in named},
+            "residuals": {row["sample"]: row["residual_norm"] for row in solved if row["sample"] in named},
+            "statistics": self._solves.statistics_hash(),
             "update_norm": delta.norm(),
             "trust": asdict(verdict) if self.trust is not None else None,
             "cpu_seconds": round(time.process_time() - started, 3),
@@ -239,7 +249,7 @@ class Stream:
             if id(request) not in alive:
                 continue
             if earlier is not None:
-                if question_of(earlier.request) == question_of(request) and self._hold([request]) == [True]:
+                if question_of(earlier.request) == question_of(request) and self._solves.hold([request]) == [True]:
                     _log.warning("%s is edit %d already, which holds: left out", request.name, earlier.number)
                     continue
                 _log.warning("%s replaces edit %d, %s", request.name, earlier.number, earlier.request.name)
@@ -247,62 +257,17 @@ class Stream:
             wanted[number] = request
         return wanted, replaces
 
-    def _change(self, requests: Sequence[Request], replayed: set[str], guards: Guards) -> Delta:
-        """What the editor would add to the weights that are there."""
-        editor = self.editor
-        if not isinstance(editor, ClosedForm):
-            return Delta(editor.solve(self.model, requests, self.preserve, self.cache_dir).changes)
-        weights = dict.fromkeys(replayed, self.replay.weight)
-        delta = editor.solve_at(self.model, self._read(requests), guards.over(self._metrics(editor)), weights)
-        return Delta(delta.changes)
-
-    def _metrics(self, editor: ClosedForm) -> list[Place]:
-        """Places with their metrics, measured once on the weights before the first edit."""
-        if self._places is None:
-            with self._weights.lifted():
-                self._places = editor.places(self.model, self.preserve, (), self.cache_dir)
-        return self._places
-
     def _judged(self, delta: Delta, wanted: Sequence[Request]) -> Verdict:
         if self.trust is None:
             return Verdict(1.0)
         return self.trust.judge(self.model, delta, wanted, [edit.request for edit in self.edits()])
 
     def _as_they_stand(self, wanted: dict[int, Request], replaces: dict[int, int]) -> tuple[Edit, ...]:
-        answers = self._read(list(wanted.values())).answers(self.model)
+        answers = self._solves.read(list(wanted.values())).answers(self.model)
         return tuple(
             Edit(number, request, bool(answer["success"]), float(answer["margin"]), replaces.get(number))
             for (number, request), answer in zip(wanted.items(), answers, strict=True)
         )
-
-    def _keys(self, wanted: dict[int, Request]) -> dict[str, GuardedKeys]:
-        """By layer, the keys that later batches guard, as the model that wears this batch has them."""
-        editor = self.editor
-        if not isinstance(editor, ClosedForm):
-            return {}
-        corrections = self._read(list(wanted.values()))
-        number_of = {request.name: number for number, request in wanted.items()}
-        found: dict[str, GuardedKeys] = {}
-        for place in self._metrics(editor):
-            measured = corrections.measure(self.model, place.kind, place.layer, Goal(place.kind, place.layer))
-            keys = measured.keys.double().mT.cpu()
-            owners = tuple(number_of[name] for name in corrections.columns(place.layer))
-            found[str(place.layer)] = GuardedKeys(keys, self._slack(editor, place, keys), owners)
-        return found
-
-    def _slack(self, editor: ClosedForm, place: Place, keys: Tensor) -> Tensor:
-        rho = editor.rho()
-        ridge = rho.absolute or (rho.relative or _EXACT) * mean_pull(place.metric, keys)
-        return torch.full((keys.shape[1],), ridge / self.replay.weight, dtype=torch.float64)
-
-    def _hold(self, requests: Sequence[Request]) -> list[bool]:
-        """Which of them get the wanted answer now."""
-        return [bool(answer["success"]) for answer in self._read(requests).answers(self.model)] if requests else []
-
-    def _read(self, requests: Sequence[Request]) -> Corrections:
-        if isinstance(self.editor, ClosedForm):
-            return self.editor.read(self.model, requests, self.cache_dir)
-        return corrections_of(self.model, requests, Contexts(lookup="last"), self.cache_dir)
 
     def _check_same(self, journal: Journal) -> None:
         if journal.settings["base"] != self.settings["base"]:
@@ -321,6 +286,7 @@ class Stream:
 def settings_of(model: Model, editor: Editor, replay: ReplayOptions) -> dict[str, Any]:
     """What a journal is bound to: weights before the first edit, editor with its hyper-parameters, and replay."""
     options: Any = editor
+    replay = replay_for(editor, replay)
     told = {"base": weights_hash(model), "method": options.name, "options": asdict(options), "replay": asdict(replay)}
     settings: dict[str, Any] = json.loads(json.dumps(told))
     return settings

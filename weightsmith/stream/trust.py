@@ -17,7 +17,7 @@ from weightsmith.edit.reading import Contexts, corrections_of
 from weightsmith.errors import WeightsmithError
 from weightsmith.evaluate import agreement
 from weightsmith.models import Model
-from weightsmith.request import ImageRequest, Request
+from weightsmith.request import ImageRequest, Request, TextRequest
 
 _log = logging.getLogger(__name__)
 
@@ -99,18 +99,46 @@ class Trust:
             )
         generator = torch.Generator().manual_seed(options.seed)
         chosen = torch.randperm(len(aside), generator=generator)[: options.heldout_samples].sort().values
-        self.options, self.aside = options, aside.subset(chosen.numpy())
+        self.options, self._all = options, aside.subset(chosen.numpy())
+        self.aside = self._all
 
-    def check_apart(self, requests: Sequence[Request]) -> None:
-        """Raise `WeightsmithError` when an edited image is among the samples that judge the edits."""
-        if not isinstance(self.aside, ImageSet):
+    def check_apart(self, model: Model, requests: Sequence[Request]) -> None:
+        """Samples that judge edits must not be about them.
+
+        Windows of text that hold a prompt of these requests do not judge them, and the log says how many those are: what they
+        say is to change.
+
+        Raises:
+            WeightsmithError: an edited image is among the samples, or every window of text is about the requests.
+        """
+        if isinstance(self._all, TextSet):
+            self.aside = self._apart(self._all, model, requests)
             return
-        names = set(self.aside.names())
+        names = set(self._all.names())
         for request in requests:
-            if isinstance(request, ImageRequest) and request.source == self.aside.source and request.name in names:
+            if isinstance(request, ImageRequest) and request.source == self._all.source and request.name in names:
                 raise WeightsmithError(
                     f"{request.name} is to be edited and is among the samples that judge the edits: keep others aside"
                 )
+
+    def _apart(self, windows: TextSet, model: Model, requests: Sequence[Request]) -> TextSet:
+        """The windows that say nothing of what these requests change."""
+        tokenizer = model.tokenize.tokenizer
+        prompts = [request.prompt.strip() for request in requests if isinstance(request, TextRequest)]
+        if tokenizer is None or not prompts:
+            return windows
+        said = [str(tokenizer.decode(ids.tolist())) for batch in windows.batches(1) for ids in batch]
+        apart = [place for place, text in enumerate(said) if not any(prompt in text for prompt in prompts)]
+        if not apart:
+            raise WeightsmithError(
+                f"each of the {len(said)} windows of text that judge the edits says what is to be edited: keep other text "
+                "aside, or more of it"
+            )
+        if len(apart) < len(said):
+            _log.warning(
+                "%d of %d windows say what is to be edited, and judge nothing", len(said) - len(apart), len(said)
+            )
+        return windows.subset(apart)
 
     def judge(self, model: Model, delta: Delta, requests: Sequence[Request], earlier: Sequence[Request]) -> Verdict:
         """What is to become of a batch; the model has the weights before it, and has them afterwards.

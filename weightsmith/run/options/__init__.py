@@ -1,5 +1,6 @@
 """The options of every command, as dataclasses. Nothing heavy is imported here, so that `--help` answers at once."""
 
+from weightsmith.run.options.ablate import AblateLoraOptions, AblateOptions, AblateReplayOptions
 from weightsmith.run.options.correct import (
     DEFAULT_DATA,
     STAGE_NAMES,
@@ -19,7 +20,7 @@ from weightsmith.run.options.edits import (
 )
 from weightsmith.run.options.files import read_yaml, to_yaml
 from weightsmith.run.options.folder import FolderOptions
-from weightsmith.run.options.knowledge import CompareOptions, EditOptions, FactsOptions
+from weightsmith.run.options.knowledge import BenchOptions, CompareOptions, EditOptions, FactsOptions
 from weightsmith.run.options.locate import (
     AttributionOptions,
     DrawnOptions,
@@ -34,8 +35,12 @@ from weightsmith.run.options.locate import (
 __all__ = [
     "DEFAULT_DATA",
     "STAGE_NAMES",
+    "AblateLoraOptions",
+    "AblateOptions",
+    "AblateReplayOptions",
     "AttributionOptions",
     "BaselineOptions",
+    "BenchOptions",
     "CompareOptions",
     "DownloadOptions",
     "DrawnOptions",

@@ -1,4 +1,4 @@
-"""The options of `facts`, `edit` and `compare`."""
+"""The options of `facts`, `edit` and `compare`, and what `ablate` shares with the last."""
 
 from __future__ import annotations
 
@@ -26,7 +26,8 @@ class EditOptions(FolderOptions):
     data_path: str = "facts"
     """A JSON file of facts: CounterFact, zsRE, EasyEdit's layouts or our own. `facts` takes those of the fact world."""
     edit_method: tuple[str, ...] = ("alphaedit",)
-    """One or more of alphaedit, memit, emmet, rome, head, finetune, lora; several are measured on the same edits."""
+    """One or more of alphaedit, memit, emmet, rome, ftm (for long streams), head, finetune, lora; several are measured on the
+    same edits."""
     hparams: str | None = None
     """Hyper-parameters: a YAML or JSON file (ours, EasyEdit's, or those of the papers' code), or the name of a model that
     they are shipped for, such as gpt2-xl [the editor's own, scale-free]."""
@@ -57,12 +58,12 @@ class EditOptions(FolderOptions):
     batch_size: int | None = None
     """Edit so many at a time, each batch on the model that the one before left, with a journal from which edits can be taken
     back (`weightsmith edits`) [all at once, without one]."""
-    replay: Literal["none", "keys", "requests", "both"] = "keys"
+    replay: Literal["none", "keys", "requests", "both"] | None = None
     """With --batch-size: what keeps earlier edits. `keys` guards their keys in every solve, `requests` asks some of them again
-    with what they miss by then."""
-    replay_rate: float = 0.5
-    """Requests replayed a new one, more while they are found to have slipped."""
-    replay_buffer_size: int = 500
+    with what they miss by then. Default: keys with an editor that solves for some, else requests."""
+    replay_rate: float | None = None
+    """Requests replayed a new one, more while they are found to have slipped. Default: 0.5, and 10 in each step of ftm."""
+    replay_buffer_size: int = 2000
     """Requests that are remembered for it."""
     replay_strategy: Literal["random", "priority", "recent"] = "random"
     """Which are replayed."""
@@ -83,8 +84,8 @@ class EditOptions(FolderOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompareOptions(FolderOptions):
-    """Compare editing methods over batch sizes and seeds on the same requests."""
+class BenchOptions(FolderOptions):
+    """What `compare` and `ablate` have: what editing methods are measured on."""
 
     model: str = "auto"
     """A language model or a trained image classifier: run folder, Hugging Face folder or hub name. `auto` takes the small
@@ -92,19 +93,25 @@ class CompareOptions(FolderOptions):
     data_path: str = "facts"
     """`facts` or a JSON file of facts, as for `edit`; for a classifier images, as for `run`, of which the validation part
     gives the requests, the train part what is preserved, and the held-out part the proof."""
-    methods: tuple[str, ...] | None = None
-    """Which to compare [rome memit emmet alphaedit head finetune lora, each with its own defaults]."""
     hparams: tuple[str, ...] = ()
     """YAML or JSON files of hyper-parameters, as for `edit`, each for the method that it names."""
-    batch_sizes: tuple[int, ...] | None = None
-    """Edits in a batch; each cell is one batch on the unedited model [1 8 32 128]."""
-    seeds: tuple[int, ...] | None = None
-    """Of the draws of requests; the same draw for every method, and a batch is the first of a larger one [0 1 2]."""
-    requests: str | None = None
-    """The comparison.json (or its run folder) of an earlier comparison, to measure on the very same requests."""
     preserve: tuple[str, ...] = ()
     """UTF-8 text files, as for `edit`."""
     views: Literal["none", "light", "natural", "dihedral"] = "light"
     """Images: augmented views of edited images on which generalisation is measured."""
     n_views: int = 8
     """Images: views an edited image."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareOptions(BenchOptions):
+    """Compare editing methods over batch sizes and seeds on the same requests."""
+
+    methods: tuple[str, ...] | None = None
+    """Which to compare [rome memit emmet alphaedit head finetune lora, each with its own defaults]."""
+    batch_sizes: tuple[int, ...] | None = None
+    """Edits in a batch; each cell is one batch on the unedited model [1 8 32 128]."""
+    seeds: tuple[int, ...] | None = None
+    """Of the draws of requests; the same draw for every method, and a batch is the first of a larger one [0 1 2]."""
+    requests: str | None = None
+    """The comparison.json (or its run folder) of an earlier comparison, to measure on the very same requests."""

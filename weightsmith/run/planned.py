@@ -1,0 +1,55 @@
+"""What is to be measured, fixed in the run's folder before anything is."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from weightsmith.delta import weights_hash
+from weightsmith.errors import WeightsmithError
+from weightsmith.run.benches import ImageBench, TextBench, options_of
+from weightsmith.run.draws import PLAN, REQUESTS, Plan, signed, write_requests
+from weightsmith.run.folder import RunFolder
+from weightsmith.run.options import BenchOptions
+
+
+def planned(
+    options: BenchOptions,
+    bench: TextBench | ImageBench,
+    methods: Sequence[str],
+    sizes: tuple[int, ...],
+    seeds: tuple[int, ...],
+    notes: Sequence[str],
+    folder: RunFolder,
+) -> Plan:
+    """The plan, written before anything is measured.
+
+    Raises:
+        WeightsmithError: the folder has cells of another plan, because the model or the data changed meanwhile.
+    """
+    plan = Plan(
+        reads=bench.model.family.reads,
+        model=options.model,
+        fingerprint=bench.model.fingerprint(),
+        data=options.data_path,
+        preserve=bench.preserve.digest(),
+        held_out=bench.held_out.digest() if isinstance(bench, ImageBench) else "",
+        methods={method: options_of(bench.editor(method)) for method in methods},
+        batch_sizes=sizes,
+        seeds=seeds,
+        draws=signed(bench.draws),
+        notes=tuple(notes),
+    )
+    path = folder.results / PLAN
+    if path.exists():
+        before = Plan.load(path)
+        for name, what in (("fingerprint", "model"), ("draws", "requests"), ("preserve", "preserved data")):
+            if getattr(before, name) != getattr(plan, name):
+                raise WeightsmithError(
+                    f"{path} is of another {what} than there is now: give what it was made of to go on, or --overwrite to "
+                    "measure anew"
+                )
+    plan.save(path)
+    if isinstance(bench, TextBench):
+        write_requests(folder.results / REQUESTS, bench.draws)
+    folder.write_env(device=str(bench.model.device), weights=weights_hash(bench.model), seed=options.seed)
+    return plan
