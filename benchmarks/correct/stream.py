@@ -25,17 +25,16 @@ from weightsmith.models import load
 from weightsmith.run.folder import environment
 from weightsmith.stream import ReplayOptions, Stream
 
-STREAMS: dict[str, tuple[Callable[[], ws.edit.Editor], str]] = {
-    "ftm, requests": (lambda: ws.edit.FTM(), "requests"),
-    "ftm, none": (lambda: ws.edit.FTM(), "none"),
-    "alphaedit, none": (lambda: ws.edit.AlphaEdit(), "none"),
-    "alphaedit, keys": (lambda: ws.edit.AlphaEdit(), "keys"),
-    "alphaedit, requests": (lambda: ws.edit.AlphaEdit(), "requests"),
-    "memit, keys": (lambda: ws.edit.MEMIT(), "keys"),
-    "patcher, none": (lambda: ws.edit.Patcher(), "none"),
-    "patcher, requests": (lambda: ws.edit.Patcher(), "requests"),
-    "finetune, none": (lambda: ws.edit.FineTune(), "none"),
-    "finetune, requests": (lambda: ws.edit.FineTune(), "requests"),
+STREAMS: dict[str, tuple[Callable[[], ws.edit.Editor], ReplayOptions]] = {
+    "patcher": (lambda: ws.edit.Patcher(), ReplayOptions()),
+    "patcher, memory only": (lambda: ws.edit.Patcher(budget=0.0), ReplayOptions()),
+    "patcher, memory only, no replay": (lambda: ws.edit.Patcher(budget=0.0), ReplayOptions(kind="none")),
+    "alphaedit, keys": (lambda: ws.edit.AlphaEdit(), ReplayOptions(kind="keys")),
+    "alphaedit, requests": (lambda: ws.edit.AlphaEdit(), ReplayOptions(kind="requests")),
+    "alphaedit, no replay": (lambda: ws.edit.AlphaEdit(), ReplayOptions(kind="none")),
+    "ftm": (lambda: ws.edit.FTM(), ReplayOptions()),
+    "finetune": (lambda: ws.edit.FineTune(), ReplayOptions()),
+    "finetune, no replay": (lambda: ws.edit.FineTune(), ReplayOptions(kind="none")),
 }
 """By name: an editor and what is replayed."""
 
@@ -48,10 +47,10 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=6, help="of the model that is trained where it is not there yet")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0])
     parser.add_argument("--protocol", choices=["V", "S", "P"], default="S")
-    parser.add_argument("--edits", type=int, default=200)
+    parser.add_argument("--edits", type=int, default=100)
     parser.add_argument("--batch", type=int, default=10)
-    parser.add_argument("--milestones", type=int, nargs="+", default=[10, 50, 100, 200])
-    parser.add_argument("--preserve", type=int, default=8000)
+    parser.add_argument("--milestones", type=int, nargs="+", default=[10, 50, 100])
+    parser.add_argument("--preserve", type=int, default=2000)
     parser.add_argument("--streams", nargs="+", choices=list(STREAMS), default=list(STREAMS))
     parser.add_argument("--work", type=Path, default=Path("runs/benchmark-cifar"))
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results")
@@ -68,8 +67,8 @@ def main() -> None:
         errors = ws.misclassified(model, corrections, limit=given.edits, seed=seed)
         before = None
         for name in given.streams:
-            made, kind = STREAMS[name]
-            stream = Stream(model, made(), preserve, replay=ReplayOptions(kind=kind), cache_dir=given.work / "cache")
+            made, replay = STREAMS[name]
+            stream = Stream(model, made(), preserve, replay=replay, cache_dir=given.work / "cache")
             spent, batches = 0.0, 0
             for first in range(0, len(errors), given.batch):
                 started = time.process_time()

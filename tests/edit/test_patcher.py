@@ -12,7 +12,7 @@ from weightsmith.data.images import ImageSet
 from weightsmith.delta import weights_hash
 from weightsmith.edit import Patcher
 from weightsmith.edit.cls_tail import State, Tail
-from weightsmith.edit.neurons import remember
+from weightsmith.edit.neurons import _Memory, remember
 from weightsmith.edit.preserved import right_ones
 from weightsmith.errors import WeightsmithError
 from weightsmith.measure import misclassified, predict
@@ -72,7 +72,8 @@ def test_a_detector_opens_for_its_own_image_alone(vit: Model, images: ImageSet) 
     held = State.of(vit, (pixels for pixels, _ in right.batches(64)))
     start = tail.linear(tail.up_name).weight.clone()
     log: dict[str, object] = {}
-    remember(tail, asked, targets(requests), held, Patcher(), log)
+    nothing = torch.zeros(len(requests), dtype=torch.bool)
+    remember(tail, asked, targets(requests), held, Patcher(), log, nothing)
     taken = torch.nonzero((tail.linear(tail.up_name).weight != start).any(1)).flatten()
     assert len(taken) == log["memories"] == 3
     with torch.no_grad():
@@ -103,3 +104,23 @@ def test_what_it_cannot_edit_is_refused(
     many = misclassified(vit, images, limit=40)
     with pytest.raises(WeightsmithError, match="give fewer corrections"):
         Patcher(budget=0.0).solve(vit, many, images)
+
+
+def test_what_a_neuron_does_for_an_earlier_error_is_use(vit: Model, images: ImageSet) -> None:
+    """A memory is quiet on every preserved image; it would be the first to be taken, and its error the first forgotten."""
+    requests = misclassified(vit, images, limit=4)
+    delta = Patcher(budget=0.0, open_for_views=False).solve(vit, requests, images)
+    with delta.on(vit):
+        tail = Tail(vit).double()
+        held = State.of(vit, (pixels for pixels, _ in right_ones(vit, images).batches(64))).double()
+        asked = State.of(vit, iter([stack_images(requests)])).double()
+    (name,) = [name for name in delta.changes if name.endswith(f"{tail.names[tail.up_name]}.weight")]
+    taken = set(torch.nonzero(delta.changes[name].dense().abs().sum(1)).flatten().tolist())
+    places = {}
+    for holds in (False, True):
+        mask = torch.full((len(requests),), holds)
+        order = _Memory(tail, asked, targets(requests), held, Patcher(), mask).least_used.tolist()
+        places[holds] = sorted(order.index(neuron) for neuron in taken)
+    assert len(taken) >= 4
+    assert min(places[True]) > min(places[False])
+    assert sum(places[True]) > sum(places[False])

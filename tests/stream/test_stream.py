@@ -8,12 +8,25 @@ from pathlib import Path
 from typing import Literal
 
 import pytest
+from torch import Tensor
 
 from tests.stream.conftest import EDITOR
 from weightsmith.data.images import ImageSet
 from weightsmith.data.texts import TextSet
 from weightsmith.delta import weights_hash
-from weightsmith.edit import EMMET, FTM, MEMIT, ROME, AlphaEdit, ClosedForm, Editor, FineTune, HeadEdit, Patcher
+from weightsmith.edit import (
+    EMMET,
+    FTM,
+    MEMIT,
+    ROME,
+    AlphaEdit,
+    ClosedForm,
+    Editor,
+    FineTune,
+    HeadEdit,
+    Patcher,
+    neurons,
+)
 from weightsmith.edit.reading import Contexts, corrections_of
 from weightsmith.errors import WeightsmithError
 from weightsmith.measure import misclassified
@@ -246,6 +259,32 @@ def test_images(
     assert weights_hash(model) == start
     Stream(model, editor, images, journal=Journal.open(tmp_path / "edits"), replay=ReplayOptions(kind=kind))
     assert weights_hash(model) == after
+
+
+def test_the_patcher_keeps_the_neurons_of_earlier_errors(
+    tiny_model: Callable[..., Model], random_set: Callable[..., ImageSet], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A memory is quiet on every preserved image: without what it does for its error it would be the first to be taken."""
+    taken: list[set[int]] = []
+    fold = neurons._Memory._fold
+
+    def noted(memory: neurons._Memory, which: Tensor) -> None:
+        taken.append(set(which.tolist()))
+        fold(memory, which)
+
+    monkeypatch.setattr(neurons._Memory, "_fold", noted)
+    model, images = tiny_model("vit"), random_set(200)
+    errors = misclassified(model, images, limit=12)
+    overlaps = {}
+    for kind in ("none", None):
+        taken.clear()
+        with Stream(model, Patcher(budget=0.0), images, replay=ReplayOptions(kind=kind)) as stream:
+            for first in range(0, 12, 2):
+                assert stream.add(errors[first : first + 2]) is not None
+            answers = corrections_of(model, errors, Contexts()).answers(model)
+        overlaps[kind] = len(set.union(*taken)) < sum(len(each) for each in taken)
+        assert kind == "none" or all(answer["success"] for answer in answers)
+    assert overlaps == {"none": True, None: False}
 
 
 @pytest.mark.parametrize("action", ["rollback", "scale", "warn"])

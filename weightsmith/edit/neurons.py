@@ -36,7 +36,13 @@ class MemoryOptions(Protocol):
 
 @torch.no_grad()
 def remember(
-    tail: Tail, asked: State, targets: Tensor, held: State, options: MemoryOptions, log: dict[str, Any]
+    tail: Tail,
+    asked: State,
+    targets: Tensor,
+    held: State,
+    options: MemoryOptions,
+    log: dict[str, Any],
+    holding: Tensor,
 ) -> None:
     """Give every request that is still wrong a neuron, in float64; written into the tail.
 
@@ -44,19 +50,23 @@ def remember(
         asked: (views · E) rows, the E images themselves first, then each kind of view of all of them.
         targets: (E,) wanted classes.
         held: preserved images, on which every detector stays shut.
+        holding: (E,) which requests held before anything was changed: of a stream, the earlier ones. What a neuron does for
+            one of them counts as use, or the memory of an earlier error would be the first to be taken.
 
     Raises:
         WeightsmithError: more requests than the MLP has neurons.
     """
     tail.double()
     try:
-        _Memory(tail, asked.double(), targets, held.double(), options).write(log)
+        _Memory(tail, asked.double(), targets, held.double(), options, holding).write(log)
     finally:
         tail.float()
 
 
 class _Memory:
-    def __init__(self, tail: Tail, asked: State, targets: Tensor, held: State, options: MemoryOptions) -> None:
+    def __init__(
+        self, tail: Tail, asked: State, targets: Tensor, held: State, options: MemoryOptions, holding: Tensor
+    ) -> None:
         self.tail, self.targets, self.options = tail, targets, options
         count = len(targets)
         middle = tail.middle(asked)
@@ -67,7 +77,10 @@ class _Memory:
         keys = tail.keys(self.held)
         self.mean_key = keys.mean(0)
         self.covariance = (keys - self.mean_key).mT @ (keys - self.mean_key) / len(keys)
-        use = self.covariance.diagonal() * self.down.weight.square().sum(0)
+        weighs = self.down.weight.square().sum(0)
+        use = self.covariance.diagonal() * weighs
+        if bool(holding.any()):
+            use = use + tail.keys(self.entering[holding]).square().amax(0) * weighs
         self.least_used = use.argsort()
         self.mean = self.held.mean(0)
         centred = self.held - self.mean

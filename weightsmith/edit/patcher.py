@@ -22,6 +22,7 @@ from weightsmith.edit.preserved import Preserved, right_ones
 from weightsmith.edit.reading import Contexts, corrections_of, without_repeats
 from weightsmith.edit.registry import editor
 from weightsmith.edit.spread import finished
+from weightsmith.edit.targets import margins
 from weightsmith.errors import WeightsmithError
 from weightsmith.models import Model
 from weightsmith.request import Request
@@ -119,9 +120,12 @@ class Patcher:
         targets = corrections.targets.to(model.device)
         start = {name: parameter.clone() for name, parameter in tail.named_parameters()}
         log: dict[str, Any] = {"shift_steps": 0, "lost_aside": 0.0, "memories": 0}
+        with torch.no_grad():
+            own = asked[torch.arange(len(corrections), device=targets.device)]
+            holding = margins(tail(own), targets) > 0
         if self._chosen()[0] > 0:
             self._shift(tail, asked, targets, held, log)
-        remember(tail, asked, targets, held, self, log)
+        remember(tail, asked, targets, held, self, log, holding)
         residuals = self._moved(model, tail, asked, len(corrections))
         changes: dict[str, Change] = {}
         for inner, outer in tail.names.items():

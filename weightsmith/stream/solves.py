@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from weightsmith.delta import Delta
-from weightsmith.edit import FTM, Editor
+from weightsmith.edit import FTM, Editor, Patcher
 from weightsmith.edit.closed_form import ClosedForm
 from weightsmith.edit.corrections import Corrections, Goal
 from weightsmith.edit.ftm import Anchor
@@ -25,6 +25,9 @@ from weightsmith.request import Request
 from weightsmith.stream.guards import GuardedKeys, Guards
 from weightsmith.stream.replay import ReplayBuffer, ReplayOptions, subject_of
 from weightsmith.stream.weights import Weights
+
+_ALL = 1e6
+"""A rate at which everything that is remembered is replayed."""
 
 _EXACT = 1e-3
 """Ridge of a guarded key whose editor has none, relative to the keys' mean pull: if each were guarded exactly, the
@@ -159,7 +162,9 @@ class Solves:
 
 
 def replay_for(editor: Editor, options: ReplayOptions) -> ReplayOptions:
-    """What is replayed where nobody says: keys with an editor that has some, else requests; `FTM` ten a new one.
+    """What is replayed where nobody says: keys with an editor that has some, else requests.
+
+    Half as many as new ones; `FTM` ten a new one in each step; the patcher, which takes neurons that nothing needs, all.
 
     Raises:
         WeightsmithError: keys to replay with an editor that has none.
@@ -169,8 +174,8 @@ def replay_for(editor: Editor, options: ReplayOptions) -> ReplayOptions:
         raise WeightsmithError(
             f"{told.name} solves for no keys that could be replayed: give --replay requests, or none"
         )
-    each_step = isinstance(editor, FTM)
-    return options.or_else("keys" if isinstance(editor, ClosedForm) else "requests", 10.0 if each_step else 0.5)
+    rate = 10.0 if isinstance(editor, FTM) else _ALL if isinstance(editor, Patcher) else 0.5
+    return options.or_else("keys" if isinstance(editor, ClosedForm) else "requests", rate)
 
 
 def _told(request: Request) -> str:

@@ -62,7 +62,8 @@ class EditOptions(FolderOptions):
     """With --batch-size: what keeps earlier edits. `keys` guards their keys in every solve, `requests` asks some of them again
     with what they miss by then. Default: keys with an editor that solves for some, else requests."""
     replay_rate: float | None = None
-    """Requests replayed a new one, more while they are found to have slipped. Default: 0.5, and 10 in each step of ftm."""
+    """Requests replayed a new one, more while they are found to have slipped. Default: 0.5, and 10 in
+    each step of ftm."""
     replay_buffer_size: int = 2000
     """Requests that are remembered for it."""
     replay_strategy: Literal["random", "priority", "recent"] = "random"
