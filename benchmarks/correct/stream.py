@@ -12,6 +12,7 @@ import argparse
 import time
 from collections.abc import Callable
 from pathlib import Path
+from statistics import mean
 
 import numpy as np
 from cifar import DEFAULT
@@ -20,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 import weightsmith as ws
+from weightsmith.edit.reading import Contexts, corrections_of
 from weightsmith.files import read_csv, write_csv, write_json
 from weightsmith.models import load
 from weightsmith.run.folder import environment
@@ -79,11 +81,9 @@ def main() -> None:
                 delta = stream.delta()
                 report = ws.evaluate.editing(unedited, errors[:done], held_out, delta, views="light", before=before)
                 before = report.before
-                early = ws.evaluate.editing(
-                    unedited, errors[: given.batch], held_out, delta, views="light", before=before
-                )
+                first_ones = corrections_of(model, errors[: given.batch], Contexts()).answers(model)
                 row: dict[str, object] = {"protocol": given.protocol, "seed": seed, "stream": name, "edits": done}
-                row |= {"efficacy": report.efficacy.value, "first_batch": early.efficacy.value}
+                row |= {"efficacy": report.efficacy.value, "first_batch": mean(one["success"] for one in first_ones)}
                 for measure in SHOWN[2:]:
                     interval = getattr(report, measure)
                     row |= {measure: interval.value, f"{measure}_low": interval.low, f"{measure}_high": interval.high}
