@@ -102,15 +102,22 @@ def folder(path: str | Path, image_size: int = 224) -> Source:
     if not os.path.isdir(root):
         raise WeightsmithError(f"there is no folder {root}: give a folder with one folder of images for each class")
     try:
-        files = {part: _classes(place) for part, place in _part_folders(root).items()}
+        files = {part: class_files(place) for part, place in _part_folders(root).items()}
         class_names = _check_classes(root, files)
         parts = {
             part: [(file, label) for label, name in enumerate(class_names) for file in classes.get(name, ())]
             for part, classes in files.items()
         }
-        source = _fingerprint(root, [file for rows in parts.values() for file, _ in rows])
+        source = files_fingerprint(root, [file for rows in parts.values() for file, _ in rows])
     except OSError as error:
         raise WeightsmithError(f"{root} cannot be read ({cause_of(error)}): change its permissions") from error
+    return of_files(root, parts, class_names, image_size, source)
+
+
+def of_files(
+    root: Path, parts: dict[str, list[tuple[str, int]]], class_names: tuple[str, ...], image_size: int, source: str
+) -> Source:
+    """The source of these (file, class) rows by part, whose fingerprint is `source`."""
     return Source(
         name=root.resolve().name,
         parts={
@@ -135,13 +142,14 @@ def _part_folders(root: Path) -> dict[str, Path]:
     return there or {"train": root}
 
 
-def _classes(place: Path) -> dict[str, list[str]]:
+def class_files(place: Path) -> dict[str, list[str]]:
     """The image files of each class folder, sorted by path."""
     names = sorted(entry.name for entry in os.scandir(place) if entry.is_dir() and not _is_hidden(entry.name))
-    return {name: _images(place / name) for name in names}
+    return {name: image_files(place / name) for name in names}
 
 
-def _images(top: Path) -> list[str]:
+def image_files(top: Path) -> list[str]:
+    """The image files below a folder, sorted by path, side files of systems left out. Raises OSError."""
     found: list[str] = []
     seen: set[str] = set()  # links are followed, and may lead in a circle
     for place, folders, names in os.walk(top, onerror=_raise, followlinks=True):
@@ -191,7 +199,8 @@ def _check_classes(root: Path, files: dict[str, dict[str, list[str]]]) -> tuple[
     return class_names
 
 
-def _fingerprint(root: Path, paths: list[str]) -> str:
+def files_fingerprint(root: Path, paths: list[str]) -> str:
+    """SHA-256 (hex) over path below `root`, size and ends of these files, see `folder`."""
     digest = hashlib.sha256()
     for path in paths:
         with open(path, "rb") as file:

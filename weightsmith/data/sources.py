@@ -1,4 +1,4 @@
-"""Where images come from: the digits that ship with scikit-learn, MedMNIST files, folders of images."""
+"""Where images come from: the digits that ship with scikit-learn, MedMNIST files, folders of images, Tiny-ImageNet's too."""
 
 from __future__ import annotations
 
@@ -16,14 +16,17 @@ from weightsmith.data.images import ImageSet
 from weightsmith.data.npz import PARTS, fingerprint, open_npz
 from weightsmith.data.parquet import holds_parquet, parquet
 from weightsmith.data.split import Source, from_arrays
+from weightsmith.data.tiny_imagenet import inside, is_tiny_imagenet, tiny_imagenet
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import default_cache_dir, user_path
 
 FORMS = (
     '"digits", "coloured-digits", the path of a MedMNIST-layout .npz file, of a parquet file or folder in the hub\'s layout, '
-    "or of a folder with one folder of images a class"
+    "of a folder with one folder of images a class, or of Tiny-ImageNet's folder"
 )
 """What a data set may be given as."""
+
+_ARCHIVES = (".zip", ".tar", ".tar.gz", ".tgz", ".tar.xz", ".txz", ".tar.bz2", ".tbz2", ".7z", ".rar")
 
 
 def digits() -> Source:
@@ -128,7 +131,8 @@ def open_data(spec: str, image_size: int | None = None, cache_dir: Path | None =
     Args:
         spec: "digits" or "coloured-digits", or the path of an .npz file, a parquet file or a folder (./digits for one
             of that name).
-        image_size: side in pixels that a folder's images are scaled to, by default 224; other sources have their size.
+        image_size: side in pixels that a folder's images are scaled to, by default 224; those of Tiny-ImageNet only where
+            theirs is larger. Other sources have their size.
         cache_dir: by default `default_cache_dir()`.
 
     Raises:
@@ -166,7 +170,15 @@ def _open(spec: str, image_size: int | None, cache_dir: Path | None, flag: str) 
     if spec and (path.suffix.lower() == ".parquet" or holds_parquet(path)):
         return parquet(path)
     if spec and os.path.isdir(path):
-        return folder(path, 224 if image_size is None else image_size)
+        size = 224 if image_size is None else image_size
+        if is_tiny_imagenet(path):
+            return tiny_imagenet(path, size)
+        nested = inside(path)
+        if nested is not None:
+            raise WeightsmithError(f"{flag} {spec} holds Tiny-ImageNet in a folder of its own: give {nested}")
+        return folder(path, size)
+    if spec and path.name.lower().endswith(_ARCHIVES) and os.path.isfile(path):
+        raise WeightsmithError(f"{flag} {spec} is an archive: unpack it and give the folder that it holds")
     command = fetch_command(user_path(DEFAULT_FOLDER) / f"{spec}.npz")
     hint = f"; {command} fetches that set as a file" if command else ""
     raise WeightsmithError(f"{flag} {spec!r} is no data set: give {FORMS}{hint}")
