@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from weightsmith.delta import weights_hash
 from weightsmith.errors import UnknownArchitectureError, WeightsmithError
 from weightsmith.models import Model, create, families, load, presets, save
+from weightsmith.train import TrainOptions
 
 CLASSES = ("a", "b", "c")
 
@@ -230,6 +231,17 @@ def test_every_preset_makes_a_classifier(name: str) -> None:
     pixels = torch.zeros(1, 3, 9, 9, dtype=torch.uint8)
     with torch.no_grad():
         assert model.logits(model.preprocess(pixels)).shape == (1, 3)
+
+
+def test_the_preset_of_tiny_imagenet_is_the_published_baseline() -> None:
+    model = create("tiny-imagenet", CLASSES, seed=0)
+    config = model.module.config
+    assert (config.hidden_size, config.num_attention_heads, config.num_hidden_layers) == (576, 6, 6)
+    assert (config.intermediate_size, config.patch_size, config.image_size) == (1536, 8, 64)
+    assert model.module.vit.embeddings.position_embeddings.shape == (1, 65, 576)
+    recipe = TrainOptions(**presets()["tiny-imagenet"]["training"])
+    assert (recipe.epochs, recipe.batch_size, recipe.lr, recipe.weight_decay) == (50, 64, 1e-4, 0.01)
+    assert (recipe.label_smoothing, recipe.augment) == (0.1, "natural-colour")
 
 
 def test_the_seed_decides_the_weights_and_nothing_outside() -> None:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,6 +14,7 @@ import torch
 from weightsmith.data.images import ImageSet
 from weightsmith.delta import weights_hash
 from weightsmith.errors import HeldOutError, WeightsmithError
+from weightsmith.measure import predict
 from weightsmith.models import Model, create
 from weightsmith.train import TrainOptions, fit, loop
 from weightsmith.train.loop import Training
@@ -33,14 +37,23 @@ def fresh(dropout: float = 0.2) -> Model:
     return model
 
 
-@pytest.mark.parametrize("stop_at", [1, 4, 5, 7, 13])
+PHOTOGRAPHS = replace(OPTIONS, augment="natural-colour", label_smoothing=0.1)
+
+
+@pytest.mark.parametrize(
+    ("stop_at", "options"), [*((step, OPTIONS) for step in (1, 4, 5, 7, 13)), (3, PHOTOGRAPHS), (8, PHOTOGRAPHS)]
+)
 def test_a_training_stopped_at_any_step_resumes_to_the_same_weights(
-    parts: tuple[ImageSet, ImageSet], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop_at: int
+    parts: tuple[ImageSet, ImageSet],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    stop_at: int,
+    options: TrainOptions,
 ) -> None:
     """Five steps an epoch; a checkpoint after every step, as in a long epoch."""
     monkeypatch.setattr(loop, "_SAVE_SECONDS", -1.0)
     straight = fresh()
-    history = fit(straight, *parts, OPTIONS, tmp_path / "straight.pt")
+    history = fit(straight, *parts, options, tmp_path / "straight.pt")
     steps = 0
     real = Training._step
 
@@ -54,18 +67,16 @@ def test_a_training_stopped_at_any_step_resumes_to_the_same_weights(
     with monkeypatch.context() as patched:
         patched.setattr(Training, "_step", dying)
         with pytest.raises(KeyboardInterrupt):
-            fit(fresh(), *parts, OPTIONS, tmp_path / "stopped.pt")
+            fit(fresh(), *parts, options, tmp_path / "stopped.pt")
     torch.manual_seed(999)  # another process has another random state
     resumed = fresh()
-    again = fit(resumed, *parts, OPTIONS, tmp_path / "stopped.pt", resume=True)
+    again = fit(resumed, *parts, options, tmp_path / "stopped.pt", resume=True)
     assert weights_hash(resumed) == weights_hash(straight)
     keys = ("epoch", "train_loss", "train_accuracy", "val_accuracy")
     assert [[row[k] for k in keys] for row in again.rows] == [[row[k] for k in keys] for row in history.rows]
 
 
 def test_the_best_epoch_is_kept(parts: tuple[ImageSet, ImageSet], tmp_path: Path) -> None:
-    from weightsmith.measure import predict
-
     model = fresh()
     history = fit(model, *parts, OPTIONS, tmp_path / "c.pt")
     best = max(row["val_accuracy"] for row in history.rows)
@@ -91,6 +102,43 @@ def test_a_finished_training_is_loaded_and_other_ones_are_refused(
     ):
         with pytest.raises(WeightsmithError, match=told):
             fit(*other, tmp_path / "c.pt")
+
+
+def test_an_option_that_an_older_checkpoint_does_not_name_counts_as_its_default(
+    parts: tuple[ImageSet, ImageSet], tmp_path: Path
+) -> None:
+    fit(fresh(), *parts, OPTIONS, tmp_path / "c.pt")
+    content: dict[str, Any] = torch.load(tmp_path / "c.pt", weights_only=True)
+    match = json.loads(content["match"])
+    del match["options"]["label_smoothing"]
+    torch.save(content | {"match": json.dumps(match)}, tmp_path / "c.pt")
+    assert fit(fresh(), *parts, OPTIONS, tmp_path / "c.pt").skipped
+    with pytest.raises(WeightsmithError, match=r"label_smoothing 0\.0 instead of 0\.1"):
+        fit(fresh(), *parts, replace(OPTIONS, label_smoothing=0.1), tmp_path / "c.pt")
+
+
+def test_label_smoothing_mixes_the_label_with_all_classes(parts: tuple[ImageSet, ImageSet], tmp_path: Path) -> None:
+    """The loss of the first and only step against its definition; the validation loss is the plain one."""
+    train, val = parts
+    share, model = 0.2, fresh(dropout=0.0)
+    with torch.no_grad():
+        logits = model.logits(model.preprocess(train.pixels()))
+    log_p, labels = logits.log_softmax(-1), torch.from_numpy(train.labels)
+    wanted = torch.full_like(log_p, share / 4)
+    wanted[torch.arange(len(train)), labels] += 1 - share
+    options = TrainOptions(epochs=1, batch_size=len(train), lr=1e-12, label_smoothing=share)
+    row = fit(model, train, val, options, tmp_path / "c.pt").rows[0]
+    assert row["train_loss"] == pytest.approx(float(-(wanted * log_p).sum(-1).mean()), rel=1e-5)
+    assert row["train_loss"] != pytest.approx(float(-log_p[torch.arange(len(train)), labels].mean()), rel=1e-3)
+    plain = predict(model, val)
+    right = plain.logits.log_softmax(-1)[torch.arange(len(val)), plain.labels]
+    assert row["val_loss"] == pytest.approx(float(-right.mean()), rel=1e-5)
+
+
+@pytest.mark.parametrize("share", [-0.1, 1.0, float("nan")])
+def test_a_share_that_is_none_is_told(share: float) -> None:
+    with pytest.raises(WeightsmithError, match="--label-smoothing must be at least 0 and less than 1"):
+        TrainOptions(label_smoothing=share)
 
 
 def test_a_loss_that_is_no_number_is_told(parts: tuple[ImageSet, ImageSet], tmp_path: Path) -> None:

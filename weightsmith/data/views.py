@@ -19,6 +19,7 @@ __all__ = [
     "embedding_noise",
     "light",
     "natural",
+    "natural_colour",
     "random_view",
     "unchanged",
     "view",
@@ -68,12 +69,39 @@ def natural(images: Tensor, generator: torch.Generator) -> Tensor:
     return F.grid_sample(images, grid, padding_mode="border", align_corners=False)
 
 
+def natural_colour(images: Tensor, generator: torch.Generator) -> Tensor:
+    """As `natural`; then brightness, contrast and saturation change by up to a fifth each: for few photographs a class.
+
+    Contrast is the distance from the image's mean luma (ITU-R 601), saturation that from each pixel's; grey images have none.
+    """
+    n = len(images)
+    moved = natural(images, generator)
+    factors = (torch.rand(3, n, generator=generator) * 0.4 + 0.8).to(images.device)
+    brightness, contrast, saturation = factors.view(3, n, 1, 1, 1)
+    out = (moved * brightness).clamp(0, 255)
+    out = torch.lerp(_luma(out).mean((2, 3), keepdim=True), out, contrast).clamp(0, 255)
+    return torch.lerp(_luma(out), out, saturation).clamp(0, 255)
+
+
+def _luma(images: Tensor) -> Tensor:
+    """(n, 1, height, width), the brightness of each pixel; that of grey images is the image."""
+    if images.shape[1] == 1:
+        return images
+    return torch.einsum("nchw,c->nhw", images, images.new_tensor([0.299, 0.587, 0.114]))[:, None]
+
+
 def unchanged(images: Tensor, generator: torch.Generator) -> Tensor:  # noqa: ARG001  (the signature of a View)
     """The image itself."""
     return images
 
 
-_VIEWS: dict[str, View] = {"none": unchanged, "light": light, "natural": natural, "dihedral": dihedral}
+_VIEWS: dict[str, View] = {
+    "none": unchanged,
+    "light": light,
+    "natural": natural,
+    "natural-colour": natural_colour,
+    "dihedral": dihedral,
+}
 
 
 def view(name: str, flag: str = "--views") -> View:
@@ -88,7 +116,7 @@ def random_view(pixels: Tensor, name: str, seed: int) -> Tensor:
 
     Args:
         pixels: (n, channels, height, width) uint8.
-        name: "none", "light", "natural" or "dihedral".
+        name: "none", "light", "natural", "natural-colour" or "dihedral".
     """
     generator = torch.Generator().manual_seed(seed)
     return view(name)(pixels.float(), generator).round().clamp(0, 255).to(torch.uint8)

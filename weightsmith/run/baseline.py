@@ -17,13 +17,21 @@ from weightsmith.evaluate import Classification, classify
 from weightsmith.files import read_csv, user_path, write_csv, write_json
 from weightsmith.models import Model, registered_by, save
 from weightsmith.run.folder import RunFolder, existing_runs, new_name
-from weightsmith.run.job import check_device, image_size_of, new_model, save_indices, start_of, train_options
+from weightsmith.run.job import (
+    TRAIN_DEFAULTS,
+    check_device,
+    image_size_of,
+    new_model,
+    save_indices,
+    start_of,
+    train_options,
+)
 from weightsmith.run.options import BaselineOptions
 from weightsmith.train import fit
 
 _log = logging.getLogger(__name__)
 
-_DEFAULTS = {"epochs": 10, "batch_size": 64, "lr": 5e-5, "weight_decay": 0.01, "augment": "none"}
+_DEFAULTS = TRAIN_DEFAULTS | {"batch_size": 64, "lr": 5e-5}
 _FILES = ("baseline_training_history.csv", "baseline_metrics.csv", "training_curve.png")
 SUSPICIOUS = 0.98
 """Accuracy beyond which a leak between the parts, or too easy a task, is more likely than a good model."""

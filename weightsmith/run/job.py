@@ -28,7 +28,14 @@ from weightsmith.train import TrainOptions, find_device
 
 _log = logging.getLogger(__name__)
 
-TRAIN_DEFAULTS = {"epochs": 10, "batch_size": 32, "lr": 1e-4, "weight_decay": 0.01, "augment": "none"}
+TRAIN_DEFAULTS = {
+    "epochs": 10,
+    "batch_size": 32,
+    "lr": 1e-4,
+    "weight_decay": 0.01,
+    "augment": "none",
+    "label_smoothing": 0.0,
+}
 """Of `run`, where neither the user nor a preset says."""
 
 

@@ -249,7 +249,7 @@ STAGES: dict[str, Stage] = {
     ),
     "train": Stage(
         run_train,
-        ("model", "checkpoint", "epochs", "batch_size", "lr", "weight_decay", "augment"),
+        ("model", "checkpoint", "epochs", "batch_size", "lr", "weight_decay", "augment", "label_smoothing"),
         ("data",),
         _train_results,
     ),

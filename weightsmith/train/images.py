@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 from weightsmith.data.images import ImageSet
 from weightsmith.data.views import view
+from weightsmith.errors import WeightsmithError
 from weightsmith.measure import predict
 from weightsmith.models import Model
 from weightsmith.train.loop import Batch, FitOptions, History, Training
@@ -25,15 +26,22 @@ class TrainOptions(FitOptions):
     Attributes:
         epochs, batch_size, lr, weight_decay: as usual.
         warmup: share of all steps over which the learning rate rises.
-        augment: random views of the training images, "none", "light", "natural" or "dihedral".
+        augment: random views of the training images, "none", "light", "natural", "natural-colour" or "dihedral".
+        label_smoothing: share ε of the wanted distribution that all classes have alike (Szegedy et al. 2016, section 7):
+            1 - ε + ε/classes for the right class and ε/classes for each other, in the training loss alone.
         seed: of the order of the images and the views.
     """
 
     augment: str = "none"
+    label_smoothing: float = 0.0
 
     def __post_init__(self) -> None:
         super().__post_init__()
         view(self.augment, "--augment")
+        if not 0 <= self.label_smoothing < 1:
+            raise WeightsmithError(
+                f"--label-smoothing must be at least 0 and less than 1, not {self.label_smoothing:g}: give 0.1, or 0 for none"
+            )
 
 
 def fit(
@@ -81,7 +89,7 @@ class _ImageTraining(Training):
     ) -> None:
         steps = [math.ceil(len(train) / options.batch_size)] * options.epochs
         super().__init__(model, options, steps, {"train": train.digest(), "val": val.digest()}, checkpoint, on_epoch)
-        self.train, self.val, self.augment = train, val, options.augment
+        self.train, self.val, self.augment, self.smoothing = train, val, options.augment, options.label_smoothing
         self.labels = torch.from_numpy(train.labels)
         self.pin_memory = pin_memory and self.device.type == "cuda"
         self.order = (-1, np.empty(0, dtype=np.int64))
@@ -100,7 +108,8 @@ class _ImageTraining(Training):
             pixels, wanted = pixels.pin_memory(), wanted.pin_memory()
         wanted = wanted.to(self.device, non_blocking=True)
         logits = self.model.logits(self.model.preprocess(pixels, self.device))
-        return Batch(F.cross_entropy(logits, wanted), int((logits.argmax(-1) == wanted).sum()), len(wanted))
+        loss = F.cross_entropy(logits, wanted, label_smoothing=self.smoothing)
+        return Batch(loss, int((logits.argmax(-1) == wanted).sum()), len(wanted))
 
     def _measure(self) -> dict[str, float]:
         seen = predict(self.model, self.val, title="validation")

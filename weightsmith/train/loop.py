@@ -9,7 +9,7 @@ import time
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -237,6 +237,9 @@ class Training(ABC):
         try:
             content: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             match = json.loads(content["match"])
+            # What an older checkpoint does not name was not there yet: its training went as the default goes.
+            defaults = {option.name: option.default for option in fields(self.options)}
+            match["options"] = defaults | match["options"]
         except Exception as error:  # torch raises many types for a damaged file
             raise WeightsmithError(
                 f"the checkpoint {self.checkpoint} is damaged and cannot be read: delete it to train again"

@@ -20,8 +20,8 @@ class JobOptions(FolderOptions):
     """What every job that trains has: a model and how it is trained."""
 
     model: str = "auto"
-    """Hub name or folder to fine-tune with a new head, a preset (digits, small, cifar) or a JSON config to train from
-    scratch. `auto` takes google/vit-base-patch16-224, and for the digits their preset."""
+    """Hub name or folder to fine-tune with a new head, a preset (digits, small, cifar, tiny-imagenet) or a JSON config to
+    train from scratch. `auto` takes google/vit-base-patch16-224, and for the digits their preset."""
     epochs: int | None = None
     """Training epochs [10; a preset brings its own]."""
     batch_size: int | None = None
@@ -30,8 +30,10 @@ class JobOptions(FolderOptions):
     """Learning rate [run 1e-4, baseline 5e-5; a preset brings its own]."""
     weight_decay: float | None = None
     """AdamW's weight decay [0.01; a preset brings its own]."""
-    augment: Literal["none", "light", "natural", "dihedral"] | None = None
+    augment: Literal["none", "light", "natural", "natural-colour", "dihedral"] | None = None
     """Random views of training images [none; a preset brings its own]."""
+    label_smoothing: float | None = None
+    """Share of the wanted distribution that all classes have alike in training [0; a preset brings its own]."""
     pin_memory: bool = True
     """Page-locked batches, on CUDA only."""
 
@@ -43,13 +45,13 @@ class RunOptions(JobOptions):
     stage: Stage = "full"
     """Which stage to run; each takes what earlier stages left in the run folder, `full` runs all five."""
     data_path: str = DEFAULT_DATA
-    """A MedMNIST-layout .npz, a folder of images by class, parquet files in the hub's layout, or `digits` or
-    `coloured-digits` (no download needed)."""
+    """A MedMNIST-layout .npz, a folder of images by class, Tiny-ImageNet's folder, parquet files in the hub's layout, or
+    `digits` or `coloured-digits` (no download needed)."""
     held_out_ratio: float = 0.2
     """Share of the train part that only the evaluation may see."""
-    held_out_from: Literal["train", "test", "none"] = "train"
-    """What is held out: a share of the train part, the file's whole test part, or (with `--edit-from PATH`) only the
-    rest of that data set."""
+    held_out_from: Literal["train", "val", "test", "none"] = "train"
+    """What is held out: a share of the train part, the data set's whole validation part (Tiny-ImageNet's labelled one; a
+    validation part is then cut from train) or test part, or (with `--edit-from PATH`) only the rest of that data set."""
     val_ratio: float = 0.2
     """Share of the remaining train part that becomes the validation part, where the data has none of its own."""
 
@@ -114,7 +116,7 @@ class RunOptions(JobOptions):
     closed_form: bool = False
     """Head editing: one closed-form solve instead of gradient steps."""
 
-    views: Literal["none", "light", "natural", "dihedral"] = "light"
+    views: Literal["none", "light", "natural", "natural-colour", "dihedral"] = "light"
     """Augmented views of edited images on which generalisation is measured."""
     n_views: int = 8
     """Views an edited image."""

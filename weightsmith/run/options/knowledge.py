@@ -98,7 +98,7 @@ class BenchOptions(FolderOptions):
     """YAML or JSON files of hyper-parameters, as for `edit`, each for the method that it names."""
     preserve: tuple[str, ...] = ()
     """UTF-8 text files, as for `edit`."""
-    views: Literal["none", "light", "natural", "dihedral"] = "light"
+    views: Literal["none", "light", "natural", "natural-colour", "dihedral"] = "light"
     """Images: augmented views of edited images on which generalisation is measured."""
     n_views: int = 8
     """Images: views an edited image."""
