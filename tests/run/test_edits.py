@@ -34,6 +34,7 @@ def test_edits_are_journalled_listed_and_taken_back(weightsmith, knowing: Path, 
     rows = list(read_csv(run / "stream.csv"))
     assert [row["edits"] for row in rows] == ["2", "2", "2"]
     assert len(list(read_csv(run / "edit_log.csv"))) == 6
+    assert f"in layers {load(knowing).n_layers - 1}; update norm" in outcome.out
     base, edited = load(knowing), weights(run / "edited")
     with Delta.load(run / "delta.safetensors").on(base):
         worn = base.module.state_dict()

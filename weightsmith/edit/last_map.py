@@ -20,6 +20,7 @@ from weightsmith.edit.preserved import Preserved, right_ones, texts_of
 from weightsmith.errors import WeightsmithError
 from weightsmith.models import Model, record
 from weightsmith.models.hooks import record_until
+from weightsmith.progress import progress
 from weightsmith.site import Site
 
 _VALUE = "mlp.value"
@@ -166,25 +167,29 @@ class LastMap:
         found: list[list[Tensor]] = [[], []]
         named: list[str] = []
         answers: list[int] = []
-        for batch in alike:
-            length = len(batch[0][0])
-            ids = torch.tensor([tokens for tokens, _ in batch], device=self.model.device)
-            for _ in range(min(_CONTINUED, self.model.n_tokens - length + 1)):
-                seen = record(self.model, ids, sites)
-                ids = torch.cat([ids, seen.logits.argmax(-1, keepdim=True)], 1)
-                for values, site in zip(found, sites, strict=True):
-                    values.append(seen[site].flatten(0, -2))
-                named += [prompt for _, prompt in batch]
-                answers += ids[:, length].tolist()
+        with progress("preserved prompts", len(prompts)) as advance:
+            for batch in alike:
+                length = len(batch[0][0])
+                ids = torch.tensor([tokens for tokens, _ in batch], device=self.model.device)
+                for _ in range(min(_CONTINUED, self.model.n_tokens - length + 1)):
+                    seen = record(self.model, ids, sites)
+                    ids = torch.cat([ids, seen.logits.argmax(-1, keepdim=True)], 1)
+                    for values, site in zip(found, sites, strict=True):
+                        values.append(seen[site].flatten(0, -2))
+                    named += [prompt for _, prompt in batch]
+                    answers += ids[:, length].tolist()
+                advance(len(batch))
         return Pool(self._rows(torch.cat(found[0]), torch.cat(found[1])), tuple(named), tuple(answers))
 
     def _read(self, inputs: Iterable[Tensor], sites: Sequence[Site]) -> Rows:
         """The rows of inputs at the sites of key and of what leaves the block."""
         found: list[list[Tensor]] = [[], []]
-        for batch in inputs:
-            seen = record_until(self.model, batch, sites)
-            for values, site in zip(found, sites, strict=True):
-                values.append(seen[site].flatten(0, -2))
+        with progress("preserved samples", None) as advance:
+            for batch in inputs:
+                seen = record_until(self.model, batch, sites)
+                for values, site in zip(found, sites, strict=True):
+                    values.append(seen[site].flatten(0, -2))
+                advance(len(batch))
         return self._rows(torch.cat(found[0]), torch.cat(found[1]))
 
     def _rows(self, keys: Tensor, leaving: Tensor) -> Rows:

@@ -142,7 +142,12 @@ def as_one(stream: Stream, results: Path) -> dict[str, Delta]:
         }
         for edit in edits
     ]
-    layers = sorted({int(layer) for batch in stream.batches for layer in batch.keys if layer != "None"})
+    blocks = stream.model.family.blocks
+    layers = [
+        layer
+        for layer in range(stream.model.n_layers)
+        if any(name.startswith(f"{blocks}.{layer}.") for name in delta.changes)
+    ]
     method, options = stream.settings["method"], stream.settings["options"]
     info = {"method": method, "options": options, "layers": layers, "requests": rows}
     return {method: Delta(delta.changes, delta.base, info)}
