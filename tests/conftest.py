@@ -139,10 +139,18 @@ def _qwen3(classes: int) -> nn.Module:
     return Qwen3ForCausalLM(Qwen3Config(**_grouped_entries(), head_dim=6))
 
 
+def _narrow_vit(classes: int) -> nn.Module:
+    """No two of its blocks have the same widths, nor any the width of the stream."""
+    from weightsmith.models.narrow_vit import NarrowViTConfig, NarrowViTForImageClassification
+
+    widths = {"attention_heads": [3, 2, 5], "mlp_widths": [24, 9, 17], "head_dim": 4}
+    return NarrowViTForImageClassification(NarrowViTConfig(**_vit_entries(classes) | widths))
+
+
 WORDS = 29
 BUILDERS: dict[str, Callable[[int], nn.Module]] = {
     "vit": _vit, "deit": _deit, "mlp": _mlp, "gpt2": _gpt2, "gptj": _gptj, "llama": _llama, "mistral": _mistral,
-    "qwen2": _qwen2, "qwen3": _qwen3,
+    "qwen2": _qwen2, "qwen3": _qwen3, "narrow_vit": _narrow_vit,
 }  # fmt: skip
 """One builder a family: a network of 2 to 4 layers for 8x8 colour images, or for texts of up to 16 of 29 tokens."""
 

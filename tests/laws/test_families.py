@@ -147,9 +147,10 @@ def test_heads_share_a_site_out_among_themselves(model: Model, inputs: Tensor) -
 @pytest.mark.parametrize("family_name", having(lambda family: family.attention is not None))
 def test_heads_are_as_many_as_the_config_says(model: Model) -> None:
     config: Any = model.module.config
-    grouped = getattr(config, "num_key_value_heads", config.num_attention_heads)
-    wanted = {"q": config.num_attention_heads, "k": grouped, "v": grouped, "z": config.num_attention_heads}
-    for layer in range(model.n_layers):
+    by_layer = getattr(config, "attention_heads", [config.num_attention_heads] * model.n_layers)
+    for layer, heads in enumerate(by_layer):
+        grouped = getattr(config, "num_key_value_heads", heads)
+        wanted = {"q": heads, "k": grouped, "v": grouped, "z": heads}
         assert {kind: model.n_heads(layer, f"attn.{kind}") for kind in "qkvz"} == wanted
 
 

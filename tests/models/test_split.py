@@ -217,6 +217,7 @@ ADAPTED = {
     "llama": ["q_proj", "o_proj", "up_proj"],
     "mistral": ["k_proj", "v_proj", "gate_proj"],
     "qwen2": ["q_proj", "k_proj", "down_proj"],
+    "narrow_vit": ["q_proj", "o_proj", "fc1"],
 }
 
 

@@ -15,7 +15,7 @@ SUBJECT_GRID = (*SUBJECT_TOKENS, "last")
 def layers(
     model: Model, kind: str, tokens: str | tuple[int, ...] | None = None, windows: Sequence[int] = (1,)
 ) -> list[Site]:
-    """Each block, and each window of so many blocks that lies wholly inside the network.
+    """Each block that has the kind of site, and each window of so many such blocks that lies wholly inside the network.
 
     A window restores more and so has a larger effect than any block in it: a window never comes without the single
     blocks.
@@ -32,6 +32,7 @@ def layers(
         Site(kind, layer, tokens=tokens, span=window)
         for window in sorted({1, *windows})
         for layer in range(model.n_layers - window + 1)
+        if all(model.has(kind, layer + step) for step in range(window))
     ]
 
 
@@ -49,7 +50,7 @@ def heads(model: Model, kind: str = "attn.z", tokens: str | tuple[int, ...] | No
 
 
 def tokens(model: Model, kind: str, block: int = 1, count: int | None = None) -> list[Site]:
-    """Each token in each block: CLS and other special tokens one by one, the patches in stretches of `block`.
+    """Each token in each block that has the site: CLS and other special tokens alone, the patches in stretches of `block`.
 
     Args:
         count: tokens of the inputs; by default those of an image.
@@ -65,7 +66,8 @@ def tokens(model: Model, kind: str, block: int = 1, count: int | None = None) ->
     special = model.family.special
     stretches: list[tuple[int, ...]] = [(token,) for token in range(min(special, count))]
     stretches += [tuple(range(start, min(start + block, count))) for start in range(special, count, block)]
-    return [Site(kind, layer, tokens=stretch) for layer in range(model.n_layers) for stretch in stretches]
+    there = [layer for layer in range(model.n_layers) if model.has(kind, layer)]
+    return [Site(kind, layer, tokens=stretch) for layer in there for stretch in stretches]
 
 
 def subject(model: Model, kind: str, windows: Sequence[int] = (1,)) -> list[Site]:

@@ -81,7 +81,8 @@ class Family:
     """One architecture: blocks, tokens, sites and linear maps by module path.
 
     `rotary` is the module that gives (cos, sin) of the positions, from the network's root, where blocks are handed them:
-    None where positions are embedded, or where each attention turns its queries and keys by itself.
+    None where positions are embedded, or where each attention turns its queries and keys by itself. `partial` says that a
+    block may be without its attention or without its MLP; the sites of what is not there are not there either.
     """
 
     name: str
@@ -102,6 +103,7 @@ class Family:
     causal: bool = False
     rotary: str | None = None
     parts: BlockParts | None = None
+    partial: bool = False
 
     @property
     def lookup(self) -> str | None:
@@ -160,6 +162,7 @@ class Family:
                 causal=attention.get("causal", False),
                 rotary=attention.get("rotary"),
                 parts=None if parts is None else BlockParts(**parts | {"qkv": tuple(parts["qkv"])}),
+                partial=table.get("partial", False),
             )
         except (KeyError, TypeError) as error:
             raise WeightsmithError(f"the family table {name!r} is incomplete or has a wrong entry: {error}") from error
@@ -176,11 +179,13 @@ class Family:
         """Raise `WeightsmithError` naming the first module that the table names and the network does not have."""
         there = {name for name, _ in module.named_modules()}
         block = f"{self.blocks}.0"
-        named = [self.blocks, self.classifier, *self.tail, *(place.path(block) for place in self.sites.values())]
-        named += [self.rotary] if self.rotary else []
+        inside = [place.path(block) for place in self.sites.values()]
         if self.parts is not None:
             parts = self.parts
-            named += [f"{block}.{path}" for path in (parts.norm1, parts.norm2, parts.mlp, *parts.qkv, parts.output)]
+            inside += [f"{block}.{path}" for path in (parts.norm1, parts.norm2, parts.mlp, *parts.qkv, parts.output)]
+        if self.partial:
+            inside = [path for path in inside if not path.startswith(f"{block}.")]
+        named = [self.blocks, self.classifier, *self.tail, *([self.rotary] if self.rotary else []), *inside]
         missing = [path for path in named if path not in there]
         if missing:
             raise WeightsmithError(

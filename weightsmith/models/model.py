@@ -18,7 +18,7 @@ from weightsmith.models.preprocess import Preprocess
 from weightsmith.models.text import Tokenize
 from weightsmith.site import SUBJECT_TOKENS, Site
 
-_NAMES_ONLY = ("_name_or_path", "architectures", "dtype", "id2label", "label2id", "transformers_version")
+_NAMES_ONLY = ("_name_or_path", "architectures", "auto_map", "dtype", "id2label", "label2id", "transformers_version")
 """Entries of a config that no forward pass depends on."""
 
 
@@ -138,11 +138,22 @@ class Model:
     def n_heads(self, layer: int, kind: str = "attn.z") -> int:
         """Heads of a block at a kind of site; 0 where the family has no attention.
 
-        With grouped-query attention there are fewer at `attn.k` and `attn.v` than at `attn.q` and `attn.z`.
+        With grouped-query attention there are fewer at `attn.k` and `attn.v` than at `attn.q` and `attn.z`; there are
+        none in a block whose attention was removed.
         """
-        if self.family.attention is None:
+        if self.family.attention is None or not self.has(kind, layer):
             return 0
         return self._width(self._place(kind), layer) // self._head_width(layer)
+
+    def has(self, kind: str, layer: int) -> bool:
+        """Whether a block has a kind of site; only in a partial family may one lack what another has."""
+        if not self.family.partial:
+            return True
+        try:
+            self.module.get_submodule(self._place(kind).path(self._block(layer)))
+        except AttributeError:
+            return False
+        return True
 
     def fingerprint(self) -> str:
         """SHA-256 of everything that a forward pass depends on: weights, config and preprocessing."""
@@ -159,7 +170,7 @@ class Model:
             if kind.startswith("classifier."):
                 found.append(Site(kind))
             else:
-                found.extend(Site(kind, layer) for layer in range(self.n_layers))
+                found.extend(Site(kind, layer) for layer in range(self.n_layers) if self.has(kind, layer))
         return found
 
     def lookup(self, kind: str, layer: int | None = None) -> Site:
@@ -180,6 +191,8 @@ class Model:
             raise WeightsmithError(
                 f"the site {site} asks for layer {site.layer}: {self.name} has layers 0 to {self.n_layers - 1}"
             )
+        if site.layer is not None:
+            self._check_there(site.kind, site.layer)
         columns: slice | None = None
         if place.part is not None:
             width = self._width(place, site.layer or 0)
@@ -215,6 +228,8 @@ class Model:
         if kind not in self.family.linear:
             raise WeightsmithError(f"no linear map ends at {kind!r}: {did_you_mean(kind, self.family.linear)}")
         entry = self.family.linear[kind]
+        if not entry.module.startswith("/"):
+            self._check_there(kind, layer or 0)
         path = entry.module[1:] if entry.module.startswith("/") else f"{self._block(layer or 0)}.{entry.module}"
         bias = getattr(self.module.get_submodule(path), "bias", None) is not None
         return f"{path}.weight", entry.transposed, bias
@@ -315,6 +330,13 @@ class Model:
             return None
         window = getattr(config, "sliding_window", None)
         return None if window is None else int(window)
+
+    def _check_there(self, kind: str, layer: int) -> None:
+        if not self.has(kind, layer):
+            there = [other for other in range(self.n_layers) if self.has(kind, other)]
+            raise WeightsmithError(
+                f"block {layer} of {self.name} has no {kind}: that part of it was removed, name one of the blocks {there}"
+            )
 
     def _block(self, layer: int) -> str:
         return f"{self.family.blocks}.{layer}"

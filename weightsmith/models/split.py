@@ -149,11 +149,13 @@ class Split:
 
     @staticmethod
     def fits(model: Model) -> bool:
-        """Whether the model can be taken apart: its family says how, and no hook of a user's would be passed by.
+        """Whether the model can be taken apart: its family says how, its blocks are whole, no hook of a user's is passed by.
 
         A hook on a module that is run in parts, or not at all, would see other activations than in a whole pass.
         """
         if model.family.parts is None or model.family.pool is None:
+            return False
+        if not all(model.has(kind, layer) for kind in ("attn.z", "mlp.key") for layer in range(model.n_layers)):
             return False
         kinds = ("_forward_hooks", "_forward_pre_hooks")
         return not any(getattr(module, kind) for module in model.module.modules() for kind in kinds)

@@ -206,7 +206,8 @@ def _looks_like_hub_name(name: str) -> bool:
 def _pretrained(name: str) -> nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForImageClassification
 
-    import weightsmith.models.mlp  # noqa: F401  (registers the plain MLP with the Auto classes)
+    import weightsmith.models.mlp  # registers the plain MLP with the Auto classes
+    import weightsmith.models.narrow_vit  # noqa: F401
 
     if not Path(name).is_dir() and not _looks_like_hub_name(name):
         raise WeightsmithError(f"{name} does not exist: give a Hugging Face folder, a run folder or a hub name")
@@ -264,7 +265,8 @@ def _tokenizer(name: str, module: nn.Module) -> Any | None:
 def _from_config(entries: dict[str, Any], what: str) -> nn.Module:
     from transformers import AutoConfig, AutoModelForImageClassification
 
-    import weightsmith.models.mlp  # noqa: F401
+    import weightsmith.models.mlp
+    import weightsmith.models.narrow_vit  # noqa: F401
 
     entries = dict(entries)
     kind = entries.pop("model_type", "vit")

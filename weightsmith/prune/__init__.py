@@ -1,0 +1,11 @@
+"""Smaller models: what is not needed leaves the weights, what it did on average is folded into what stays.
+
+`removed` takes heads, neurons, sublayers and blocks out of a vision transformer, `cls_only` leaves uncomputed what never
+reaches the classifier. Which units may go is decided elsewhere; here a `Kept` becomes a model.
+"""
+
+from weightsmith.prune.fold import FOLDS, folded
+from weightsmith.prune.removal import cls_only, removed, shape_of
+from weightsmith.prune.statistics import KeyStatistic, KeyStatistics, key_statistics
+
+__all__ = ["FOLDS", "KeyStatistic", "KeyStatistics", "cls_only", "folded", "key_statistics", "removed", "shape_of"]
