@@ -153,8 +153,8 @@ def all_sites(model: Model) -> list[Site]:
             found += [Site(kind, layer, tokens=at) for layer in range(model.n_layers)]
             found += [Site(kind, layer, tokens=at, span=2) for layer in range(model.n_layers - 1)]
             if model.family.sites[kind].heads:
-                heads = range(model.n_heads(0, kind))
-                found += [Site(kind, layer, head, at) for layer in range(model.n_layers) for head in heads]
+                for layer in range(model.n_layers):
+                    found += [Site(kind, layer, head, at) for head in range(model.n_heads(layer, kind))]
     return found
 
 

@@ -15,7 +15,6 @@ from weightsmith.errors import WeightsmithError, WrongWeightsError
 from weightsmith.models import Model, load
 from weightsmith.prune.fold import folded
 from weightsmith.prune.statistics import KeyStatistics, key_statistics
-from weightsmith.site import Site
 
 _MODEL_TYPES = ("vit", "weightsmith_vit")
 _BLOCKS = "vit.layers"
@@ -69,14 +68,15 @@ def removed(
     *,
     fold: str = "ridge",
     ridge: float = 1e-3,
+    cls_weight: float = 0.5,
 ) -> Model:
     """A new, physically smaller model with what is kept; the given one stays as it is.
 
     Rows of q, k, v and columns of the output projection leave with a head, a row of fc1 and a column of fc2 with a neuron; a
     sublayer without any goes with its norm, and a block without both goes whole. What the removed keys gave is folded
-    into the map that read them (`folded`), with statistics of the model as given: over all tokens where a later attention
-    reads the result, over CLS alone where only the classifier does. The constant that is left of a sublayer that went is
-    added to what was last added to the stream before it, or to the position embeddings.
+    into the map that read them (`folded`), with statistics of the model as given: over all tokens, with more weight on CLS,
+    where a later attention reads the result, and over CLS alone where only the classifier does. The constant that is left
+    of a sublayer that went is added to what was last added to the stream before it, or to the position embeddings.
 
     Args:
         kept: of the model's own heads and neurons; removing from a model that was narrowed before is the same.
@@ -84,6 +84,7 @@ def removed(
             `fold="none"`.
         fold: "ridge", "mean" or "none", what stands in for removed keys.
         ridge: λ relative to the mean variance of the kept keys.
+        cls_weight: in [0, 1], how much CLS counts beyond being one token of many: 0 takes all tokens alike, 1 CLS only.
 
     Raises:
         HeldOutError: calibration images that are sealed.
@@ -92,6 +93,8 @@ def removed(
     """
     whole = shape_of(model)
     shape = kept.shape(whole)
+    if not 0 <= cls_weight <= 1:
+        raise WeightsmithError(f"cls_weight={cls_weight} is no share: give 0 to 1")
     if not any(shape.heads):
         raise WeightsmithError("no patch reaches the classifier of a model without attention: keep at least one head")
     statistics = _statistics(model, calibration, fold, needed=kept != Kept.everything(whole))
@@ -108,14 +111,14 @@ def removed(
         ):
             if not there:
                 continue
-            # Behind the last attention the classifier reads on, and it reads CLS only.
-            site = Site(sublayer.keys, layer, tokens=None if layer < last_read else "cls")
+            # From the last attention on only the classifier reads the stream, and it reads CLS.
+            weight_of_cls = cls_weight if layer < last_read else 1.0
             down = old + sublayer.columns
             weight, bias = folded(
                 state[f"{down}.weight"],
                 state[f"{down}.bias"],
                 stay,
-                None if statistics is None else statistics.by_site[site],
+                None if statistics is None else statistics.at(sublayer.keys, layer, weight_of_cls),
                 fold,
                 ridge,
             )

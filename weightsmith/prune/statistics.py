@@ -37,6 +37,13 @@ class KeyStatistic:
     covariance: Tensor
     count: int
 
+    def mixed(self, other: KeyStatistic, weight: float) -> KeyStatistic:
+        """Of a population that consists to `weight` of the other's keys and for the rest of these."""
+        apart = other.mean - self.mean
+        within = (1 - weight) * self.covariance + weight * other.covariance
+        between = weight * (1 - weight) * torch.outer(apart, apart)
+        return KeyStatistic(self.mean + weight * apart, within + between, self.count)
+
 
 @dataclass(frozen=True, eq=False)
 class KeyStatistics:
@@ -49,6 +56,11 @@ class KeyStatistics:
 
     by_site: Mapping[Site, KeyStatistic]
     fingerprint: str
+
+    def at(self, kind: str, layer: int, cls_weight: float) -> KeyStatistic:
+        """Of one place's keys, CLS given the weight `cls_weight` in [0, 1] over its share among all tokens."""
+        every = Site(kind, layer)
+        return self.by_site[every].mixed(self.by_site[every.at("cls")], cls_weight)
 
 
 @torch.no_grad()
