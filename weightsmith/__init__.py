@@ -20,9 +20,11 @@ _HOMES = {
     "LowRank": "weightsmith.delta",
     "Model": "weightsmith.models",
     "ImageRequest": "weightsmith.request",
+    "Kept": "weightsmith.circuit",
     "Probe": "weightsmith.request",
     "Site": "weightsmith.site",
     "TextRequest": "weightsmith.request",
+    "Unit": "weightsmith.circuit",
     "WeightsmithError": "weightsmith.errors",
     "load": "weightsmith.models",
     "misclassified": "weightsmith.measure",
@@ -30,7 +32,7 @@ _HOMES = {
     "predict": "weightsmith.measure",
     "record": "weightsmith.models",
 }
-_ROOMS = {"data", "edit", "evaluate", "locate", "measure", "models", "report"}
+_ROOMS = {"data", "edit", "evaluate", "locate", "measure", "models", "prune", "report"}
 
 __all__ = [
     "Delta",
@@ -38,15 +40,16 @@ __all__ = [
     "Effects",
     "HeldOutError",
     "ImageRequest",
+    "Kept",
     "LowRank",
     "Model",
     "Probe",
     "Site",
     "TextRequest",
 ]
-__all__ += ["WeightsmithError"]
+__all__ += ["Unit", "WeightsmithError"]
 __all__ += ["data", "edit", "evaluate", "load", "locate", "measure", "misclassified", "models", "patch", "predict"]
-__all__ += ["record", "report", "views"]
+__all__ += ["prune", "record", "report", "views"]
 
 
 def __getattr__(name: str) -> Any:

@@ -197,7 +197,7 @@ def _built(model: Model, shape: Shape, tensors: dict[str, Tensor], cls_only: boo
             config, attn_implementation=old._attn_implementation, dtype=next(model.module.parameters()).dtype
         )
     try:
-        module.load_state_dict({name: tensor.clone() for name, tensor in tensors.items()}, strict=True)
+        module.load_state_dict(tensors, strict=True)
     except RuntimeError as error:
         raise WeightsmithError(
             f"the weights of {model.name} are not those of a plain ViT, {' '.join(str(error).split())[:160]}: merge adapters "
