@@ -4,7 +4,6 @@ from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
-import torch
 
 from weightsmith.data.images import ImageSet
 from weightsmith.models import Model
@@ -26,8 +25,3 @@ def double(tiny_model: Callable[..., Model]) -> Callable[[str], Model]:
         return replace(model, module=model.module.double())
 
     return make
-
-
-@pytest.fixture(autouse=True)
-def _no_grad() -> None:
-    torch.manual_seed(0)
