@@ -1,25 +1,43 @@
 """What a change did, on data that nothing before has seen. Only this room opens the seal on held-out images."""
 
 from weightsmith.evaluate.answers import KnowledgeAnswers, answer
-from weightsmith.evaluate.classification import Classification, classify, confusion_matrix
+from weightsmith.evaluate.classification import (
+    Classification,
+    accuracy_change,
+    answers_of,
+    classify,
+    confusion_matrix,
+    top,
+)
+from weightsmith.evaluate.confidence import Confidence, calibration_error
 from weightsmith.evaluate.editing import EditReport, editing
 from weightsmith.evaluate.headline import headline
 from weightsmith.evaluate.knowledge import KnowledgeReport, KnowledgeScores, knowledge
 from weightsmith.evaluate.language import agreement, drift, perplexity
+from weightsmith.evaluate.recommend import Candidate, Recommendation, pareto_front, recommend
 
 __all__ = [
+    "Candidate",
     "Classification",
+    "Confidence",
     "EditReport",
     "KnowledgeAnswers",
     "KnowledgeReport",
     "KnowledgeScores",
+    "Recommendation",
+    "accuracy_change",
     "agreement",
     "answer",
+    "answers_of",
+    "calibration_error",
     "classify",
     "confusion_matrix",
     "drift",
     "editing",
     "headline",
     "knowledge",
+    "pareto_front",
     "perplexity",
+    "recommend",
+    "top",
 ]

@@ -8,7 +8,10 @@ import numpy as np
 
 from weightsmith.data import seal
 from weightsmith.data.images import ImageSet
+from weightsmith.errors import WeightsmithError
 from weightsmith.measure import Interval, Predictions, bootstrap, predict, proportion
+from weightsmith.measure.intervals import NOTHING
+from weightsmith.measure.predictions import BATCH
 from weightsmith.models import Model
 
 
@@ -17,18 +20,24 @@ class Classification:
     """Scores of one set of predictions.
 
     Attributes:
-        accuracy: with Wilson's 95% interval.
+        accuracy, top5: with Wilson's 95% interval; top-5 is NaN with five classes or fewer, of which it says nothing.
         precision, recall, f1: one interval a class (bootstrap); NaN where the class is neither predicted nor present.
         macro: "precision", "recall" and "f1" averaged over the classes that are present.
         confusion: (classes, classes) counts, rows are the true classes.
     """
 
     accuracy: Interval
+    top5: Interval
     precision: tuple[Interval, ...]
     recall: tuple[Interval, ...]
     f1: tuple[Interval, ...]
     macro: dict[str, Interval]
     confusion: np.ndarray
+
+    @property
+    def class_accuracy(self) -> tuple[Interval, ...]:
+        """Share of each class's samples that are right, with Wilson's interval; `NOTHING` where there are none."""
+        return tuple(proportion(int(row[label]), int(row.sum())) for label, row in enumerate(self.confusion))
 
     @classmethod
     def of(cls, predictions: Predictions) -> Classification:
@@ -41,6 +50,7 @@ class Classification:
         )
         return cls(
             accuracy=proportion(int(confusion.trace()), int(confusion.sum())),
+            top5=top(predictions, 5),
             precision=tuple(by_class[:classes]),
             recall=tuple(by_class[classes : 2 * classes]),
             f1=tuple(by_class[2 * classes :]),
@@ -51,8 +61,35 @@ class Classification:
 
 def classify(model: Model, images: ImageSet, title: str = "evaluating") -> Classification:
     """Score a model on a set of images; the one way in which a sealed set is read for plain scores."""
+    return Classification.of(answers_of(model, images, title=title))
+
+
+def answers_of(model: Model, images: ImageSet, batch_size: int = BATCH, title: str = "evaluating") -> Predictions:
+    """What a model says of a set of images, which may be sealed. Raises as `predict`."""
     with seal.evaluation():
-        return Classification.of(predict(model, images, title=title))
+        return predict(model, images, batch_size, title)
+
+
+def top(predictions: Predictions, k: int) -> Interval:
+    """Share of samples whose class has one of the k largest logits, with Wilson's interval; `NOTHING` of k classes or fewer."""
+    if predictions.logits.shape[1] <= k:
+        return NOTHING
+    among = (predictions.logits.topk(k, -1).indices == predictions.labels[:, None]).any(-1)
+    return proportion(int(among.sum()), len(among))
+
+
+def accuracy_change(before: Predictions, after: Predictions) -> Interval:
+    """Accuracy of `after` − that of `before` on the same images; paired bootstrap over images.
+
+    Raises:
+        WeightsmithError: predictions of other images.
+    """
+    if before.names != after.names:
+        raise WeightsmithError("two predictions are of different images: compare models on the same ones")
+    was, now = before.right, after.right
+    n, gained, lost = len(was), int((~was & now).sum()), int((was & ~now).sum())
+    cells = np.array([gained, lost, n - gained - lost])
+    return bootstrap(cells, lambda tables: ((tables[:, 0] - tables[:, 1]) / n)[:, None])[0]
 
 
 def confusion_matrix(predictions: Predictions) -> np.ndarray:

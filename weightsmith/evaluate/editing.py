@@ -15,7 +15,7 @@ from weightsmith.data.images import ImageSet
 from weightsmith.data.views import random_view
 from weightsmith.delta import Delta, lifted, wears_delta
 from weightsmith.errors import WeightsmithError
-from weightsmith.evaluate.classification import Classification
+from weightsmith.evaluate.classification import Classification, accuracy_change
 from weightsmith.evaluate.rows import report_row
 from weightsmith.measure import Interval, Predictions, bootstrap, predict, proportion
 from weightsmith.models import Model
@@ -112,16 +112,12 @@ def editing(
                 for k in range(n_views)
             ]
     was, now = before.right, after.right
-    n = len(was)
-    gained, lost = int((~was & now).sum()), int((was & ~now).sum())
     return EditReport(
         efficacy=proportion(int(hits.sum()), len(hits)),
         generalisation=_share_of_views(view_hits),
         locality=proportion(int((was & now).sum()), int(was.sum())),
-        repaired=proportion(gained, int((~was).sum())),
-        net_accuracy_change=bootstrap(
-            np.array([gained, lost, n - gained - lost]), lambda cells: ((cells[:, 0] - cells[:, 1]) / n)[:, None]
-        )[0],
+        repaired=proportion(int((~was & now).sum()), int((~was).sum())),
+        net_accuracy_change=accuracy_change(before, after),
         before=before,
         after=after,
         scores_before=Classification.of(before),

@@ -1,17 +1,22 @@
 """What is counted before anything is changed: predictions, key statistics, intervals."""
 
 from weightsmith.measure.convergence import Convergence
+from weightsmith.measure.cost import Cost
 from weightsmith.measure.intervals import Interval, bootstrap, proportion
+from weightsmith.measure.latency import Latency, latencies
 from weightsmith.measure.moments import Moment, key_moment, mixed
 from weightsmith.measure.predictions import Predictions, misclassified, predict
 
 __all__ = [
     "Convergence",
+    "Cost",
     "Interval",
+    "Latency",
     "Moment",
     "Predictions",
     "bootstrap",
     "key_moment",
+    "latencies",
     "misclassified",
     "mixed",
     "predict",
