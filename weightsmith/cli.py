@@ -1,4 +1,4 @@
-"""The command line: `weightsmith run`, `baseline`, `locate`, `edit`, `edits`, `compare`, `ablate`, `facts`,
+"""The command line: `weightsmith run`, `baseline`, `locate`, `edit`, `edits`, `compare`, `evaluate`, `ablate`, `facts`,
 `download`.
 
 Only the options are imported before a command is known, so that help answers at once.
@@ -34,6 +34,7 @@ from weightsmith.run.options import (
     DownloadOptions,
     EditOptions,
     EditsOptions,
+    EvaluateOptions,
     FactsOptions,
     ListEditsOptions,
     LocateOptions,
@@ -53,6 +54,7 @@ _COMMANDS: dict[str, type[Any]] = {
     "baseline": BaselineOptions,
     "edit": EditOptions,
     "compare": CompareOptions,
+    "evaluate": EvaluateOptions,
     "facts": FactsOptions,
     "download": DownloadOptions,
 }
@@ -70,7 +72,7 @@ _EDITS: dict[str, type[EditsOptions]] = {
     "remove": RemoveEditOptions,
     "replay": ReplayEditsOptions,
 }
-_GONE_ON_WITH = (RunOptions, LocateOptions, EditOptions, CompareOptions, AblateOptions, FactsOptions)
+_GONE_ON_WITH = (RunOptions, LocateOptions, EditOptions, CompareOptions, EvaluateOptions, AblateOptions, FactsOptions)
 """Commands that take the options of an existing run for their defaults when they go on with it."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -145,6 +147,10 @@ def _defaults(kind: type[Any], flags: list[str]) -> Any:
     if kind is DownloadOptions:
         return base
     values = {name: _flag(flags, name) for name in ("run-name", "runs-dir", "stage", "config")}
+    folder = _flag(flags, "output-dir") if kind is EvaluateOptions else None
+    if folder and not values["run-name"]:
+        place = user_path(folder)
+        values |= {"run-name": place.name, "runs-dir": str(place.parent)}
     goes_on = values["stage"] not in (None, "full") or "--resume" in flags
     if issubclass(kind, _GONE_ON_WITH) and values["run-name"] and goes_on:
         stored = user_path(values["runs-dir"] or base.runs_dir) / values["run-name"] / "config.yaml"
@@ -199,6 +205,8 @@ def _run(options: Any) -> None:
         from weightsmith.run.edits import edits as command
     elif isinstance(options, CompareOptions):
         from weightsmith.run.compare import compare as command
+    elif isinstance(options, EvaluateOptions):
+        from weightsmith.run.evaluate import evaluate as command
     elif isinstance(options, AblateOptions):
         from weightsmith.run.ablate import ablate as command
     elif isinstance(options, FactsOptions):

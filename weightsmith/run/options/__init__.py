@@ -18,6 +18,7 @@ from weightsmith.run.options.edits import (
     ShowEditOptions,
     UndoEditsOptions,
 )
+from weightsmith.run.options.evaluate import EvaluateOptions
 from weightsmith.run.options.files import read_yaml, to_yaml
 from weightsmith.run.options.folder import FolderOptions
 from weightsmith.run.options.knowledge import BenchOptions, CompareOptions, EditOptions, FactsOptions
@@ -46,6 +47,7 @@ __all__ = [
     "DrawnOptions",
     "EditOptions",
     "EditsOptions",
+    "EvaluateOptions",
     "FactsOptions",
     "FolderOptions",
     "JobOptions",

@@ -1,0 +1,189 @@
+"""Classifiers side by side as one HTML page and as a table for the terminal."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from matplotlib.figure import Figure
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from weightsmith.report.evaluation import ByClass
+from weightsmith.report.locate_page import alternative_text, table_of
+from weightsmith.report.page import embedded, environment
+from weightsmith.report.words import Row, flat, number, percent
+
+_ABOUT = (
+    "Image classifiers side by side, on the same held-out images, and in turn on the same machine. Efficiency is accuracy "
+    "in percent a millisecond of a batch of 8; calibration error is the expected one over 15 bins of equal width."
+)
+_CAPTION = (
+    "Accuracy, confidence, time and size. Lines on points are 95% intervals, in the panel of times quartiles. A model on "
+    "the Pareto front is equalled by no other in accuracy and time and beaten in one of them."
+)
+_SHARES = {
+    "accuracy": "top-1", "top5": "top-5", "macro_precision": "macro precision", "macro_recall": "macro recall",
+    "macro_f1": "macro F1",
+}  # fmt: skip
+_SURE = ("confidence", "confidence_when_right", "confidence_when_wrong", "confidence_gap", "overconfidence")
+_SIZES = (1, 8, 64)
+
+
+@dataclass(frozen=True, eq=False)
+class EvaluationInputs:
+    """What a page is made of. Whatever is empty leaves its section out.
+
+    Attributes:
+        title: heading of the page.
+        recommendations: which model to use for what, and why.
+        summary: sentences on what was measured; notes: what a reader must know to judge the numbers.
+        figure: of `evaluation_figure`.
+        rows: of `evaluation_metrics.csv`; by_class: class name, and each model's accuracy on it.
+        config, env: the resolved configuration, and versions, device and hashes.
+    """
+
+    title: str
+    recommendations: Sequence[str]
+    figure: Figure
+    rows: Sequence[Row]
+    by_class: ByClass = ()
+    summary: Sequence[str] = ()
+    notes: Sequence[str] = ()
+    config: Mapping[str, Any] = field(default_factory=dict)
+    env: Mapping[str, Any] = field(default_factory=dict)
+
+
+def build_evaluation(inputs: EvaluationInputs) -> str:
+    """The page as text."""
+    tables = [
+        ("Accuracy, with 95% intervals", [_accuracy(row) for row in inputs.rows], ""),
+        ("Confidence", [_confidence(row) for row in inputs.rows], ""),
+        ("Milliseconds a batch, median and quartiles", [_times(row) for row in inputs.rows], ""),
+        ("Size and efficiency", [_costs(row) for row in inputs.rows], ""),
+        ("Accuracy by class, with 95% intervals", _classes(inputs.by_class), "evaluation_metrics.json"),
+    ]
+    context = {
+        "title": inputs.title,
+        "about": _ABOUT,
+        "summary": [*inputs.recommendations, *inputs.summary],
+        "notes": inputs.notes,
+        "figures": [
+            {
+                "caption": f"Figure 1. {_CAPTION}",
+                "figure": embedded(inputs.figure, alternative_text(_CAPTION, inputs.figure), 64),
+            }
+        ],
+        "tables": [table_of(*table) for table in tables if table[1]],
+        "refused": (),
+        "many_refused": False,
+        "config": flat(inputs.config),
+        "env": flat(inputs.env),
+    }
+    return environment().get_template("locate.html.j2").render(context)
+
+
+def evaluated_table(rows: Sequence[Row]) -> Table:
+    """The rows of `evaluation_metrics.csv` for the terminal; the file has all."""
+    table = Table(title="Held-out images; difference with 95% interval", box=box.SIMPLE_HEAD, padding=(0, 1, 0, 0))
+    table.add_column("model", no_wrap=True, min_width=max((len(str(row["model"])) for row in rows), default=5))
+    for name in ("accuracy", "points to baseline", "ECE", "ms at 8"):
+        table.add_column(name, justify="right", no_wrap=True)
+    for row in rows:
+        difference = "baseline" if row["baseline"] else _change(row)
+        table.add_row(
+            Text(str(row["model"])),
+            percent(number(row["accuracy"])),
+            difference,
+            percent(number(row["calibration_error"])),
+            f"{number(row['ms_8']):.2f}",
+        )
+    return table
+
+
+def short_count(count: float) -> str:
+    """A count in three digits: 1234567 is "1.23 M"."""
+    for limit, sign in ((1e9, " G"), (1e6, " M"), (1e3, " k")):
+        if count >= limit:
+            return f"{count / limit:.3g}{sign}"
+    return "n/a" if math.isnan(count) else f"{count:.0f}"
+
+
+def _accuracy(row: Row) -> dict[str, str]:
+    cells = {title: _share(row, name) for name, title in _SHARES.items() if not math.isnan(number(row[name]))}
+    difference = "baseline" if row["baseline"] else _points(row, "accuracy_change")
+    return {"model": str(row["model"]), "top-1": cells.pop("top-1"), "difference to baseline": difference, **cells}
+
+
+def _confidence(row: Row) -> dict[str, str]:
+    return {
+        "model": str(row["model"]),
+        **{name: _share(row, name) for name in _SURE},
+        "entropy, nats": f"{number(row['entropy']):.3f}",
+        "calibration error": percent(number(row["calibration_error"])),
+    }
+
+
+def _times(row: Row) -> dict[str, str]:
+    told = {"model": str(row["model"])}
+    for size in _SIZES:
+        middle, low, high = (number(row[f"ms_{size}{end}"]) for end in ("", "_q1", "_q3"))
+        told[f"batch of {size}"] = f"{middle:.2f} ({low:.2f} to {high:.2f})"
+    ratio, low, high = (number(row[f"time_ratio_8{end}"]) for end in ("", "_low", "_high"))
+    if not row["baseline"]:
+        bounds = "" if math.isnan(low) else f" ({low:.3f} to {high:.3f})"
+        told["of the baseline's at 8, with 95% interval"] = f"{ratio:.3f}{bounds}"
+    return told | {"images a second at 64": f"{number(row['images_per_second_64']):,.0f}"}
+
+
+def _costs(row: Row) -> dict[str, str]:
+    return {
+        "model": str(row["model"]),
+        "parameters": short_count(number(row["parameters"])),
+        "MACs an image": short_count(number(row["macs"])),
+        "FLOPs an image": short_count(number(row["flops"])),
+        "on disk": _bytes(number(row["bytes_on_disk"])),
+        "efficiency, %/ms": f"{number(row['efficiency']):.3g}",
+        "on the Pareto front": "yes" if row["pareto"] else "no",
+    }
+
+
+def _bytes(count: float) -> str:
+    return "n/a" if math.isnan(count) else f"{short_count(count)}B" if count >= 1000 else f"{count:.0f} B"
+
+
+def _classes(by_class: ByClass) -> list[dict[str, str]]:
+    return [
+        {
+            "class": name,
+            "images": str(next(iter(shares.values())).n),
+            **{f"accuracy of {model}": _interval(one.value, one.low, one.high) for model, one in shares.items()},
+        }
+        for name, shares in by_class
+    ]
+
+
+def _share(row: Row, name: str) -> str:
+    return _interval(*(number(row[f"{name}{end}"]) for end in ("", "_low", "_high")))
+
+
+def _interval(value: float, low: float, high: float) -> str:
+    told = percent(value)
+    return told if math.isnan(low) else f"{told} ({_rounded(low)} to {_rounded(high)})"
+
+
+def _rounded(share: float) -> str:
+    return f"{round(100 * share, 1) + 0.0:.1f}"  # no minus nought
+
+
+def _change(row: Row) -> str:
+    value, low, high = (100 * number(row[f"accuracy_change{end}"]) for end in ("", "_low", "_high"))
+    return f"{value:+.1f} [{low:+.1f}, {high:+.1f}]"
+
+
+def _points(row: Row, name: str) -> str:
+    value, low, high = (number(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
+    return f"{100 * value:+.2f} points ({100 * low:+.2f} to {100 * high:+.2f})"
