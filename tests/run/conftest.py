@@ -41,6 +41,16 @@ class Outcome:
 Command = Callable[..., Outcome]
 
 
+def assert_refused(outcome: Outcome, words: list[str]) -> None:
+    """One sentence that has these words, status 1, no traceback."""
+    errors = [line for line in outcome.err.strip().splitlines() if line.startswith("error:")]
+    assert outcome.status == 1, outcome
+    assert len(errors) == 1, outcome.err
+    assert "Traceback" not in outcome.err
+    for word in words:
+        assert word in errors[0], errors[0]
+
+
 @pytest.fixture
 def weightsmith(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> Command:
     """Run the command line in this process: `weightsmith("run", "--stage", "data")`."""

@@ -15,6 +15,7 @@ import yaml
 from PIL import Image
 
 import weightsmith as ws
+from tests.run.conftest import assert_refused
 from weightsmith import cli
 from weightsmith.adapters import transposed_weights
 from weightsmith.data.facts import read_facts
@@ -391,13 +392,3 @@ def test_bad_flags(weightsmith, talker: Path, tmp_path: Path, way: str, flags: l
     given = {"lora": LORA, "replay": REPLAY}[way]
     assert_refused(weightsmith("ablate", *given, *flags_of(talker, runs, *flags)), words)
     assert not [path for path in runs.glob("*") if path.name != "cache"]
-
-
-def assert_refused(outcome: Any, words: list[str]) -> None:
-    """One sentence that has these words, status 1, no traceback."""
-    errors = [line for line in outcome.err.strip().splitlines() if line.startswith("error:")]
-    assert outcome.status == 1, outcome
-    assert len(errors) == 1, outcome.err
-    assert "Traceback" not in outcome.err
-    for word in words:
-        assert word in errors[0], errors[0]

@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 import weightsmith as ws
+from tests.run.conftest import assert_refused
 from weightsmith import cli
 from weightsmith.data.facts import read_facts
 from weightsmith.delta import weights_hash
@@ -412,13 +413,3 @@ def test_a_model_that_changed_is_not_gone_on_with(weightsmith, compared: Path, t
 
 def test_the_model_is_left_as_it_was(talker: Path, compared: Path) -> None:
     assert json.loads((compared / "env.json").read_text())["weights"] == weights_hash(ws.load(talker / "model"))
-
-
-def assert_refused(outcome: Any, words: list[str]) -> None:
-    """One sentence that has these words, status 1, no traceback."""
-    errors = [line for line in outcome.err.strip().splitlines() if line.startswith("error:")]
-    assert outcome.status == 1, outcome
-    assert len(errors) == 1, outcome.err
-    assert "Traceback" not in outcome.err
-    for word in words:
-        assert word in errors[0], errors[0]

@@ -14,6 +14,7 @@ import torch
 import yaml
 
 import weightsmith as ws
+from tests.run.conftest import assert_refused
 from weightsmith import cli
 from weightsmith.data.facts import read_facts
 from weightsmith.data.factworld import FactWorld
@@ -305,18 +306,6 @@ def test_an_image_model_is_sent_to_its_own_command(weightsmith, talker: Path, tm
     save(tiny_model("vit"), tmp_path / "vit")
     outcome = weightsmith("edit", *flags_of(talker, tmp_path / "runs", model=tmp_path / "vit"))
     assert_refused(outcome, ["weightsmith run", "--checkpoint", "--edit-from"])
-
-
-def assert_refused(outcome: Any, words: list[str]) -> None:
-    """One sentence that has these words, status 1, no traceback."""
-    lines = outcome.err.strip().splitlines()
-    errors = [line for line in lines if line.startswith("error:")]
-    assert outcome.status == 1, outcome
-    assert len(errors) == 1, lines
-    assert lines[-1] == errors[0]
-    assert "Traceback" not in outcome.err
-    for word in words:
-        assert word in errors[0], errors[0]
 
 
 # --- the fact world -------------------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import pytest
 import torch
 from matplotlib.image import imread
 
+from tests.run.conftest import assert_refused
 from weightsmith.data.sources import digits
 from weightsmith.data.split import manifest
 from weightsmith.evaluate import Classification, accuracy_change, answers_of
@@ -383,13 +384,3 @@ def test_a_folder_of_somebody_else_is_left_alone(weightsmith, rivals: Path, tmp_
     outcome = weightsmith(*flags(tmp_path, "--model-paths", rivals / "runs" / "small"))
     assert_refused(outcome, ["--output-dir", "holds other files"])
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
-
-
-def assert_refused(outcome: Any, words: list[str]) -> None:
-    """One sentence that has these words, status 1, no traceback."""
-    errors = [line for line in outcome.err.strip().splitlines() if line.startswith("error:")]
-    assert outcome.status == 1, outcome
-    assert len(errors) == 1, outcome.err
-    assert "Traceback" not in outcome.err
-    for word in words:
-        assert word in errors[0], errors[0]
