@@ -39,6 +39,7 @@ from weightsmith.stream import ReplayOptions, Stream
 
 EDITORS: dict[str, Callable[[], ws.edit.Editor]] = {
     "ftm": lambda: ws.edit.FTM(),
+    "ftm, kl 15": lambda: ws.edit.FTM(kl=15.0),
     "alphaedit": lambda: ws.edit.AlphaEdit(),
     "memit": lambda: ws.edit.MEMIT(),
     "emmet": lambda: ws.edit.EMMET(),

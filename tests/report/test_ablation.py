@@ -195,6 +195,8 @@ def test_what_was_not_measured_is_left_open(tmp_path) -> None:
         row |= {name + end: "" for name in REPLAY for end in ("", "_low", "_high")}
     save(replay_figure(found), tmp_path / "replay.png")
     save(forgetting_curves([row for row in curve() if row["kind"] == "none"]), tmp_path / "curve.png")
+    for name in ("lora", "replay", "curve"):
+        assert np.asarray(Image.open(tmp_path / f"{name}.png").convert("L")).min() < 128  # axes and what was measured
 
 
 def test_nothing_to_draw_is_told() -> None:
