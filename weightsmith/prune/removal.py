@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -11,31 +10,14 @@ from torch import Tensor
 
 from weightsmith.circuit import Kept, Shape
 from weightsmith.data.images import ImageSet
-from weightsmith.errors import WeightsmithError, WrongWeightsError
+from weightsmith.errors import WeightsmithError
 from weightsmith.models import Model, load
-from weightsmith.prune.fold import folded
 from weightsmith.prune.statistics import KeyStatistics, key_statistics
+from weightsmith.prune.sublayers import ATTENTION, BLOCKS, MLP, Narrower, last_attention
 
 _MODEL_TYPES = ("vit", "weightsmith_vit")
-_BLOCKS = "vit.layers"
 _POSITIONS = "vit.embeddings.position_embeddings"
 _NOT_CARRIED = ("model_type", "architectures", "auto_map", "transformers_version", "dtype")
-
-
-@dataclass(frozen=True)
-class _Sublayer:
-    """Modules of an attention or MLP: a norm, maps whose rows are cut, and one whose columns are."""
-
-    norm: str
-    rows: tuple[str, ...]
-    columns: str
-    keys: str
-
-
-_ATTENTION = _Sublayer(
-    "layernorm_before", ("attention.q_proj", "attention.k_proj", "attention.v_proj"), "attention.o_proj", "attn.z"
-)
-_MLP = _Sublayer("layernorm_after", ("mlp.fc1",), "mlp.fc2", "mlp.key")
 
 
 def shape_of(model: Model) -> Shape:
@@ -47,7 +29,7 @@ def shape_of(model: Model) -> Shape:
     config = _config(model)
     side = config.patch_size if isinstance(config.patch_size, int) else config.patch_size[0]
     state = model.module.state_dict()
-    neurons = [state.get(f"{_BLOCKS}.{layer}.mlp.fc1.bias") for layer in range(model.n_layers)]
+    neurons = [state.get(f"{BLOCKS}.{layer}.mlp.fc1.bias") for layer in range(model.n_layers)]
     return Shape(
         tokens=model.n_tokens,
         width=int(config.hidden_size),
@@ -93,42 +75,24 @@ def removed(
     """
     whole = shape_of(model)
     shape = kept.shape(whole)
-    if not 0 <= cls_weight <= 1:
-        raise WeightsmithError(f"cls_weight={cls_weight} is no share: give 0 to 1")
-    if not any(shape.heads):
-        raise WeightsmithError("no patch reaches the classifier of a model without attention: keep at least one head")
-    statistics = _statistics(model, calibration, fold, needed=kept != Kept.everything(whole))
-    state = model.module.state_dict()
-    tensors = {name: tensor for name, tensor in state.items() if not name.startswith(f"{_BLOCKS}.")}
-    last_read = max(layer for layer, heads in enumerate(kept.heads) if heads)
+    last_attention(kept)  # refuses what keeps no head before anything is counted
+    statistics = calibrated(model, calibration, fold, needed=kept != Kept.everything(whole))
+    narrower = Narrower(model, whole, statistics, fold, ridge, cls_weight)
+    state = narrower.state
+    tensors = {name: tensor for name, tensor in state.items() if not name.startswith(f"{BLOCKS}.")}
     adds = _POSITIONS  # what was last added to the stream
     for layer in range(model.n_layers):
-        old = f"{_BLOCKS}.{layer}."
-        new = f"{_BLOCKS}.{sum(block < layer for block in kept.blocks)}."
-        for sublayer, stay, there in (
-            (_ATTENTION, _entries(kept.heads[layer], whole.head_width), whole.heads[layer]),
-            (_MLP, kept.neurons[layer], whole.neurons[layer]),
-        ):
-            if not there:
+        new = f"{BLOCKS}.{sum(block < layer for block in kept.blocks)}."
+        for sublayer in (ATTENTION, MLP):
+            if not narrower.members(sublayer, layer):
                 continue
-            # From the last attention on only the classifier reads the stream, and it reads CLS.
-            weight_of_cls = cls_weight if layer < last_read else 1.0
-            down = old + sublayer.columns
-            weight, bias = folded(
-                state[f"{down}.weight"],
-                state[f"{down}.bias"],
-                stay,
-                None if statistics is None else statistics.at(sublayer.keys, layer, weight_of_cls),
-                fold,
-                ridge,
-            )
-            if not stay:
-                tensors[adds] = (tensors[adds].cpu().double() + bias.cpu().double()).to(tensors[adds])
+            left = narrower.narrowed(sublayer, layer, kept)
+            if not left.tensors:
+                tensors[adds] = (tensors[adds].cpu().double() + left.bias.cpu().double()).to(tensors[adds])
                 continue
-            tensors |= {new + name: tensor for name, tensor in _cut(state, old, sublayer, stay).items()}
+            tensors |= {new + name: tensor for name, tensor in left.tensors.items()}
             adds = f"{new}{sublayer.columns}.bias"
-            tensors[f"{new}{sublayer.columns}.weight"] = weight.to(state[f"{down}.weight"])
-            tensors[adds] = bias.to(state[f"{down}.bias"])
+            tensors[adds] = left.bias.to(state[f"{BLOCKS}.{layer}.{sublayer.columns}.bias"])
     return _built(model, shape, tensors, bool(getattr(_config(model), "cls_only", False)))
 
 
@@ -145,37 +109,19 @@ def cls_only(model: Model) -> Model:
     return _built(model, shape_of(model), dict(model.module.state_dict()), cls_only=True)
 
 
-def _entries(heads: Sequence[int], width: int) -> tuple[int, ...]:
-    """The entries of these heads, which lie side by side."""
-    return tuple(entry for head in heads for entry in range(head * width, (head + 1) * width))
-
-
-def _cut(state: dict[str, Tensor], old: str, sublayer: _Sublayer, stay: Sequence[int]) -> dict[str, Tensor]:
-    """The norm, and the rows that stay of the maps that read it, by their name in the block."""
-    which = torch.tensor(list(stay), dtype=torch.long)
-    cut = {f"{sublayer.norm}.{name}": state[f"{old}{sublayer.norm}.{name}"] for name in ("weight", "bias")}
-    for path in sublayer.rows:
-        for name in ("weight", "bias"):
-            if f"{old}{path}.{name}" in state:  # a ViT may project without biases
-                tensor = state[f"{old}{path}.{name}"]
-                cut[f"{path}.{name}"] = tensor[which.to(tensor.device)]
-    return cut
-
-
-def _statistics(
+def calibrated(
     model: Model, calibration: ImageSet | KeyStatistics | None, fold: str, needed: bool
 ) -> KeyStatistics | None:
+    """Statistics to fold with, counted where images are given; None where nothing will be folded.
+
+    Raises:
+        WeightsmithError: nothing to calibrate with.
+    """
     if fold == "none" or not needed:
         return None
     if calibration is None:
         raise WeightsmithError(f"fold={fold} needs calibration images: give some, or fold none")
-    if isinstance(calibration, ImageSet):
-        return key_statistics(model, calibration)
-    if calibration.fingerprint != model.fingerprint():
-        raise WrongWeightsError(
-            f"these key statistics are of other weights than {model.name}'s: take them of the model that is narrowed"
-        )
-    return calibration
+    return key_statistics(model, calibration) if isinstance(calibration, ImageSet) else calibration
 
 
 def _built(model: Model, shape: Shape, tensors: dict[str, Tensor], cls_only: bool) -> Model:
