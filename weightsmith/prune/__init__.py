@@ -7,5 +7,16 @@ reaches the classifier. Which units may go is decided elsewhere; here a `Kept` b
 from weightsmith.prune.fold import FOLDS, folded
 from weightsmith.prune.removal import cls_only, removed, shape_of
 from weightsmith.prune.statistics import KeyStatistic, KeyStatistics, key_statistics
+from weightsmith.prune.trials import Trials
 
-__all__ = ["FOLDS", "KeyStatistic", "KeyStatistics", "cls_only", "folded", "key_statistics", "removed", "shape_of"]
+__all__ = [
+    "FOLDS",
+    "KeyStatistic",
+    "KeyStatistics",
+    "Trials",
+    "cls_only",
+    "folded",
+    "key_statistics",
+    "removed",
+    "shape_of",
+]
