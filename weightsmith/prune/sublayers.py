@@ -83,10 +83,8 @@ class Narrower:
     ) -> None:
         if not 0 <= cls_weight <= 1:
             raise WeightsmithError(f"cls_weight={cls_weight} is no share: give 0 to 1")
-        if statistics is not None and statistics.fingerprint != model.fingerprint():
-            raise WrongWeightsError(
-                f"these key statistics are of other weights than {model.name}'s: take them of the model that is narrowed"
-            )
+        if statistics is not None:
+            check_weights(model, statistics)
         self.state = model.module.state_dict()
         self.whole, self.statistics = whole, statistics
         self.fold, self.ridge, self.cls_weight = fold, ridge, cls_weight
@@ -134,6 +132,14 @@ class Narrower:
         tensors = _cut(self.state, old, sublayer, stay)
         tensors[f"{sublayer.columns}.weight"] = weight.to(self.state[f"{down}.weight"])
         return Narrowed(tensors, bias)
+
+
+def check_weights(model: Model, statistics: KeyStatistics) -> None:
+    """Raise `WrongWeightsError` for statistics of another model."""
+    if statistics.fingerprint != model.fingerprint():
+        raise WrongWeightsError(
+            f"these key statistics are of other weights than {model.name}'s: take them of the model that is narrowed"
+        )
 
 
 def entries(heads: Sequence[int], width: int) -> tuple[int, ...]:
