@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -68,38 +68,60 @@ def latencies(
     Args:
         rounds: of each batch size; fewer, but six at least, where they would take longer than `most_seconds`.
     """
-    random = np.random.default_rng(seed)
-    names = list(models)
-    found: dict[str, dict[int, Latency]] = {name: {} for name in names}
+    found: dict[str, dict[int, Latency]] = {name: {} for name in models}
     with progress("timing", len(batch_sizes) * rounds) as advance:
         for size in batch_sizes:
-            inputs = {name: still_image(model, size) for name, model in models.items()}
-            for name in names:
-                for _ in range(WARM_UP):
-                    _seconds(models[name], inputs[name])
-            started, taken = time.monotonic(), []
-            for number in range(rounds):
-                if number >= LEAST_ROUNDS and time.monotonic() - started > most_seconds:
-                    advance(rounds - number)
-                    break
-                row = np.empty(len(names))
-                for place in random.permutation(len(names)):
-                    row[place] = _seconds(models[names[place]], inputs[names[place]])
-                taken.append(row)
-                advance()
-            table = 1000 * np.stack(taken)
-            for place, name in enumerate(names):
-                found[name][size] = Latency(size, table[:, place])
+            passes = {name: _pass(model, still_image(model, size)) for name, model in models.items()}
+            device = next(iter(models.values())).device
+            for name, row in interleaved(passes, device, rounds, most_seconds, [seed, size], advance).items():
+                found[name][size] = Latency(size, row)
     return found
 
 
 @torch.no_grad()
-def _seconds(model: Model, inputs: torch.Tensor) -> float:
-    """Of one forward pass, what is queued on an accelerator included."""
-    _wait(inputs.device)
+def interleaved(
+    passes: Mapping[str, Callable[[], object]],
+    device: torch.device,
+    rounds: int = 30,
+    most_seconds: float = 60.0,
+    seed: int | Sequence[int] = 0,
+    advance: Callable[[int], None] = lambda _: None,
+) -> dict[str, np.ndarray]:
+    """Milliseconds of each pass, (rounds,): every one runs once in each round, in an order drawn anew.
+
+    Args:
+        rounds, most_seconds: as for `latencies`.
+        advance: told how many rounds are done with.
+    """
+    random = np.random.default_rng(seed)
+    names = list(passes)
+    for name in names:
+        for _ in range(WARM_UP):
+            _seconds(passes[name], device)
+    started, taken = time.monotonic(), []
+    for number in range(rounds):
+        if number >= LEAST_ROUNDS and time.monotonic() - started > most_seconds:
+            advance(rounds - number)
+            break
+        row = np.empty(len(names))
+        for place in random.permutation(len(names)):
+            row[place] = _seconds(passes[names[place]], device)
+        taken.append(row)
+        advance(1)
+    table = 1000 * np.stack(taken)
+    return {name: table[:, place] for place, name in enumerate(names)}
+
+
+def _pass(model: Model, inputs: torch.Tensor) -> Callable[[], object]:
+    return lambda: model.logits(inputs)
+
+
+def _seconds(run: Callable[[], object], device: torch.device) -> float:
+    """Of one pass, what is queued on an accelerator included."""
+    _wait(device)
     started = time.perf_counter()
-    model.logits(inputs)
-    _wait(inputs.device)
+    run()
+    _wait(device)
     return time.perf_counter() - started
 
 

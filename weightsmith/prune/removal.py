@@ -13,10 +13,9 @@ from weightsmith.data.images import ImageSet
 from weightsmith.errors import WeightsmithError
 from weightsmith.models import Model, load
 from weightsmith.prune.statistics import KeyStatistics, key_statistics
-from weightsmith.prune.sublayers import ATTENTION, BLOCKS, MLP, Narrower, last_attention
+from weightsmith.prune.sublayers import ATTENTION, BLOCKS, MLP, POSITIONS, Narrower, last_attention
 
 _MODEL_TYPES = ("vit", "weightsmith_vit")
-_POSITIONS = "vit.embeddings.position_embeddings"
 _NOT_CARRIED = ("model_type", "architectures", "auto_map", "transformers_version", "dtype")
 
 
@@ -80,7 +79,7 @@ def removed(
     narrower = Narrower(model, whole, statistics, fold, ridge, cls_weight)
     state = narrower.state
     tensors = {name: tensor for name, tensor in state.items() if not name.startswith(f"{BLOCKS}.")}
-    adds = _POSITIONS  # what was last added to the stream
+    adds = POSITIONS  # what was last added to the stream
     for layer in range(model.n_layers):
         new = f"{BLOCKS}.{sum(block < layer for block in kept.blocks)}."
         for sublayer in (ATTENTION, MLP):
@@ -97,8 +96,8 @@ def removed(
 
 
 @torch.no_grad()
-def cls_only(model: Model) -> Model:
-    """A new model with the same weights that computes, from the last attention on, the CLS row alone.
+def cls_only(model: Model, only: bool = True) -> Model:
+    """A new model with the same weights that computes, from the last attention on, the CLS row alone, or all rows again.
 
     The classifier reads CLS behind the last block; there the other rows are keys and values only, and their queries, output
     projection and MLP reach nothing. Logits differ by rounding. What leaves the last block then has one token.
@@ -106,7 +105,7 @@ def cls_only(model: Model) -> Model:
     Raises:
         WeightsmithError: a model that is no ViT.
     """
-    return _built(model, shape_of(model), dict(model.module.state_dict()), cls_only=True)
+    return _built(model, shape_of(model), dict(model.module.state_dict()), only)
 
 
 def calibrated(

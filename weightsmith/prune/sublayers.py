@@ -16,6 +16,7 @@ from weightsmith.prune.fold import folded
 from weightsmith.prune.statistics import KeyStatistics
 
 BLOCKS = "vit.layers"
+POSITIONS = "vit.embeddings.position_embeddings"
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,130 @@
+"""What a search stands on: the whole model's answers, keys and stream, read once, and what each attempt says beside them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import t
+from torch import Tensor
+
+from weightsmith.circuit import Kept, Shape
+from weightsmith.data.images import ImageSet
+from weightsmith.errors import WeightsmithError
+from weightsmith.measure import Interval, predict
+from weightsmith.measure.intervals import means
+from weightsmith.models import Model
+from weightsmith.prune.refit import Streams, images_that_fit, refit, streams
+from weightsmith.prune.removal import cls_only, removed, shape_of
+from weightsmith.prune.statistics import KeyStatistics, key_statistics
+
+JUDGING = 0.25
+"""Share of the calibration images on which attempts are judged, where no others are given; nothing is fitted to them."""
+
+
+@dataclass(eq=False)
+class Ground:
+    """One model and its calibration images, and what attempts at a smaller one cost and say.
+
+    Attributes:
+        model: whole, all tokens computed.
+        shape: of the model.
+        fitting: images that maps are fitted to and units scored on. judging: on which attempts are judged.
+        clean: (n, classes) float64 log-probabilities of the whole model on the judging images.
+        fold, ridge: as for `removed`; only "ridge" is followed by `refit`.
+        passes: forward-equivalents over all calibration images spent so far: multiply-adds of networks that ran, divided by
+            those of the whole model over all of them; a backward pass counts as two.
+    """
+
+    model: Model
+    shape: Shape
+    fitting: ImageSet
+    judging: ImageSet
+    clean: Tensor
+    statistics: KeyStatistics | None
+    streams: Streams | None
+    fold: str
+    ridge: float
+    passes: float
+
+    @classmethod
+    def of(
+        cls, model: Model, images: ImageSet, judging: ImageSet | None, *, fold: str, ridge: float, seed: int
+    ) -> Ground:
+        """Read what is needed of the whole model; without images to judge by, a part of the others is kept aside for it.
+
+        A model knows the images that it was trained on so well that less changes there than on others: judge by those.
+
+        Raises:
+            HeldOutError: the images are sealed.
+            WeightsmithError: fewer than 8 images, images of other classes, no ViT.
+        """
+        images.check_open()
+        if len(images) < 8:
+            raise WeightsmithError(f"{len(images)} calibration images are too few to search with: give 8 or more")
+        if images.n_classes != model.n_classes:
+            raise WeightsmithError(
+                f"{model.name} has {model.n_classes} classes and the calibration images {images.n_classes}: give images of "
+                "the data that it was trained on"
+            )
+        shape = shape_of(model)
+        model = cls_only(model, only=False) if getattr(model.module.config, "cls_only", False) else model
+        fitting = images
+        if judging is None:
+            order = np.random.default_rng(seed).permutation(len(images))
+            count = max(2, round(JUDGING * len(images)))
+            judging, fitting = (images.subset(np.sort(part)) for part in (order[:count], order[count:]))
+        judging.check_open()
+        clean = predict(model, judging, title="judging images").logits.double().log_softmax(-1)
+        if not bool(clean.isfinite().all()):
+            raise WeightsmithError(
+                f"{model.name} gives logits that are not finite: train it again, or repair its weights"
+            )
+        every = len(fitting) + len(judging)
+        found = cls(model, shape, fitting, judging, clean, None, None, fold, ridge, len(judging) / every)
+        if fold != "none":
+            found.statistics = key_statistics(model, fitting)
+            found._count(len(fitting))
+        if fold == "ridge":
+            shown = fitting.subset(np.arange(images_that_fit(model, len(fitting))))
+            found.streams = streams(model, shown)
+            found._count(len(shown))
+        return found
+
+    def smaller(self, kept: Kept) -> Model:
+        """The physically smaller model, folded and fitted, all tokens computed."""
+        if kept == Kept.everything(self.shape):
+            return self.model
+        made = removed(self.model, kept, self.statistics, fold=self.fold, ridge=self.ridge)
+        if self.streams is not None:
+            refit(made, kept, self.streams, fingerprint=self.streams.fingerprint, ridge=self.ridge)
+            self._count(len(self.streams), kept)
+        return made
+
+    def kl(self, model: Model, kept: Kept) -> np.ndarray:
+        """(n,) KL(whole ‖ smaller) of each judging image, nats."""
+        said = predict(model, self.judging, title="judging images").logits.double().log_softmax(-1)
+        self._count(len(self.judging), kept)
+        # Rounding gives a model against itself −1e-17.
+        return (self.clean.exp() * (self.clean - said)).sum(-1).clamp(min=0.0).numpy()
+
+    def _count(self, images: int, kept: Kept | None = None) -> None:
+        share = 1.0 if kept is None else kept.shape(self.shape).macs() / self.shape.macs()
+        self.passes += share * images / (len(self.fitting) + len(self.judging))
+
+    def scored(self, images: int, kept: Kept, passes: float) -> None:
+        """Add what scoring the units of a smaller model took: so many of its passes over so many images."""
+        share = kept.shape(self.shape).macs() / self.shape.macs()
+        self.passes += passes * share * images / (len(self.fitting) + len(self.judging))
+
+
+def interval(values: np.ndarray) -> Interval:
+    """Mean with its bootstrap interval."""
+    return means(values[:, None])[0]
+
+
+def upper_bound(values: np.ndarray) -> float:
+    """One-sided 95% bound of the mean by Student's t: what a budget is compared with, so that it holds on other images too."""
+    if len(values) < 2:
+        return float("inf")
+    return float(values.mean() + t.ppf(0.95, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
