@@ -1,30 +1,71 @@
-"""Smaller models: what is not needed leaves the weights, what it did on average is folded into what stays.
+"""Smaller models: what is not needed leaves the weights, what it did is made good by what stays.
 
-`removed` takes heads, neurons, sublayers and blocks out of a vision transformer, `cls_only` leaves uncomputed what never
-reaches the classifier. Which units may go is decided by `acdc`, which tries smaller models (`Trials`) in an order that
-`unit_scores` gives.
+`within_kl`, `within_macs` and `within_time` search for a circuit under a budget and return a physically smaller model. They
+score heads and neurons (`unit_scores`), take the cheapest out (`removed`) and fit the maps behind the rest to the whole
+model's stream (`refit`). `acdc` is the published search, one removal after another. `edge_scores` says how much each part
+reads of each other part, `run_edges` runs the network with some of that only, and `faithfulness` how far the best of any
+ranking alone do what the whole does.
 """
 
 from weightsmith.prune.acdc import AcdcResult, acdc
+from weightsmith.prune.edge_corruption import CORRUPTIONS
+from weightsmith.prune.edge_graph import EdgeGraph
+from weightsmith.prune.edges import EDGE_METHODS, EdgeScores, edge_scores, run_edges
+from weightsmith.prune.faithfulness import (
+    CIRCUIT_METRICS,
+    FRACTIONS,
+    FaithfulnessCurve,
+    edge_faithfulness,
+    faithfulness,
+    unit_faithfulness,
+)
 from weightsmith.prune.fold import FOLDS, folded
+from weightsmith.prune.in_time import within_time
+from weightsmith.prune.masked import run_units
+from weightsmith.prune.refit import Streams, refit, streams
 from weightsmith.prune.removal import cls_only, removed, shape_of
 from weightsmith.prune.scores import METHODS, agreement, unit_scores
+from weightsmith.prune.search import Circuit, Ways, within_kl, within_macs
 from weightsmith.prune.statistics import KeyStatistic, KeyStatistics, key_statistics
+from weightsmith.prune.timing import TimeTable, time_table
 from weightsmith.prune.trials import Trials
 
 __all__ = [
+    "CIRCUIT_METRICS",
+    "CORRUPTIONS",
+    "EDGE_METHODS",
     "FOLDS",
+    "FRACTIONS",
     "METHODS",
     "AcdcResult",
+    "Circuit",
+    "EdgeGraph",
+    "EdgeScores",
+    "FaithfulnessCurve",
     "KeyStatistic",
     "KeyStatistics",
+    "Streams",
+    "TimeTable",
     "Trials",
+    "Ways",
     "acdc",
     "agreement",
     "cls_only",
+    "edge_faithfulness",
+    "edge_scores",
+    "faithfulness",
     "folded",
     "key_statistics",
+    "refit",
     "removed",
+    "run_edges",
+    "run_units",
     "shape_of",
+    "streams",
+    "time_table",
+    "unit_faithfulness",
     "unit_scores",
+    "within_kl",
+    "within_macs",
+    "within_time",
 ]
