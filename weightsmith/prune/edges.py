@@ -71,17 +71,19 @@ def edge_scores(
     - `eap-ig` (Hanna et al. 2024): the same with ∂m/∂in_v averaged over `steps` points of the straight path from the corrupted
       to the clean embeddings, where everything behind them follows; m is KL(clean ‖ point) or the task loss. Points lie in the
       middle of equal pieces, (k − ½)/steps; the paper takes the pieces' ends, of which the clean one says nothing of KL.
-    - `gauss-newton`: ½ E_x E_y~p(·|x) [δ²] with m = log p_y at the clean run, the second-order term of KL(clean ‖ corrupted) in
-      the amount to which one edge is corrupted. `steps` classes are drawn for each image, one from each of `steps` equal
-      pieces of the probability, which is steadier than independent draws and as unbiased.
+    - `gauss-newton`: ½ E_x E_y~p(·|x) [δ_y²] with m = log p_y at the clean run, the second-order term of KL(clean ‖ corrupted)
+      in the amount to which one edge is corrupted. Each step draws a sign σ_y for each class and image instead of a class:
+      m = Σ_y σ_y √p_y log p_y has the same expected δ². Of a sure model drawn classes are nearly always its answer, whose
+      gradient says nothing: with 5 draws they ranked the edges of a digits ViT like exact removal at 0.93, with 5 signs at
+      0.995 (Spearman).
 
     All edges come from one backward pass for each batch and step.
 
     Args:
         loss: "kl" to the model's own clean answer, or "task", cross-entropy to the labels.
-        steps: points on the path, or classes drawn; `eap` has none.
+        steps: points on the path, or draws of signs; `eap` has none.
         corruption: "mean" or "swap", see `CorruptedSet.of`.
-        seed: of the swap and of the drawn classes.
+        seed: of the swap and of the signs.
         calibration: over which the mean is taken; None takes `images`.
 
     Raises:
@@ -91,13 +93,16 @@ def edge_scores(
     _check(model, images, method, loss, steps)
     network = EdgeNetwork.of(model)
     runs = CorruptedSet.of(network, images, corruption, seed, calibration)
-    draws = torch.rand(len(images), steps, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+    # All at once, so that they do not depend on how the images are batched.
+    signs = (
+        2 * torch.randint(2, (len(images), steps, model.n_classes), generator=torch.Generator().manual_seed(seed)) - 1
+    )
     total = torch.zeros(network.graph.there.shape, dtype=torch.float64)
     done = 0
     with progress("edge scores", len(images)) as advance:
         for hidden, labels, corrupted in runs.batches():
-            at = draws[done : done + len(hidden)].to(hidden.device)
-            tables = edge_attributions(network, hidden, labels, corrupted, method, loss, steps, at)
+            drawn = signs[done : done + len(hidden)].to(hidden)
+            tables = edge_attributions(network, hidden, labels, corrupted, method, loss, steps, drawn)
             total += tables.abs().sum(0).cpu().double()
             done += len(hidden)
             advance(len(hidden))
@@ -120,13 +125,13 @@ def edge_attributions(
     method: str,
     loss: str,
     steps: int,
-    draws: Tensor,
+    signs: Tensor,
 ) -> Tensor:
     """(n, receivers, senders) what `edge_scores` takes the mean of, image by image and with its sign; 0 where no edge is.
 
     Args:
         hidden, labels, corrupted: a batch of `CorruptedSet.batches`.
-        draws: (n, steps) in [0, 1), from which Gauss-Newton's classes are made.
+        signs: (n, steps, classes) ±1 of Gauss-Newton.
     """
     written = network.outputs(hidden)
     apart = (corrupted - written).flatten(2)  # (n, senders, tokens · width)
@@ -141,11 +146,8 @@ def edge_attributions(
             table[:, first : first + found.shape[1], :senders] += found.square() / 2 if square else found
 
     if method == "gauss-newton":
-        levels = (torch.arange(steps, device=draws.device) + draws) / steps
-        below = clean.exp().double().cumsum(-1)
-        drawn = torch.searchsorted(below / below[:, -1:], levels, right=True)
-        for classes in drawn.unbind(1):
-            add(hidden, F.one_hot(classes, clean.shape[-1]).to(hidden), square=True)
+        for drawn in signs.unbind(1):
+            add(hidden, drawn * (clean / 2).exp(), square=True)
         return table / steps
     # Both losses are −Σ_c t_c log p_c and a constant.
     target = -(clean.exp() if loss == "kl" else F.one_hot(labels, clean.shape[-1]).to(hidden))
