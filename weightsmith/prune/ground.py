@@ -15,7 +15,7 @@ from weightsmith.measure import Interval, predict
 from weightsmith.measure.intervals import means
 from weightsmith.models import Model
 from weightsmith.prune.refit import Streams, images_that_fit, refit, streams
-from weightsmith.prune.removal import cls_only, removed, shape_of
+from weightsmith.prune.removal import cls_only, computes_cls_only, removed, shape_of
 from weightsmith.prune.statistics import KeyStatistics, key_statistics
 
 JUDGING = 0.25
@@ -27,8 +27,8 @@ class Ground:
     """One model and its calibration images, and what attempts at a smaller one cost and say.
 
     Attributes:
-        model: whole, all tokens computed.
-        shape: of the model.
+        model: whole, all tokens computed. given: as it came.
+        shape: of the model. macs: multiply-adds of an image in the one that was given.
         fitting: images that maps are fitted to and units scored on. judging: on which attempts are judged.
         clean: (n, classes) float64 log-probabilities of the whole model on the judging images.
         fold, ridge: as for `removed`; only "ridge" is followed by `refit`.
@@ -37,7 +37,9 @@ class Ground:
     """
 
     model: Model
+    given: Model
     shape: Shape
+    macs: int
     fitting: ImageSet
     judging: ImageSet
     clean: Tensor
@@ -68,7 +70,8 @@ class Ground:
                 "the data that it was trained on"
             )
         shape = shape_of(model)
-        model = cls_only(model, only=False) if getattr(model.module.config, "cls_only", False) else model
+        given, alone = model, computes_cls_only(model)
+        model = cls_only(model, only=False) if alone else model
         fitting = images
         if judging is None:
             order = np.random.default_rng(seed).permutation(len(images))
@@ -81,7 +84,20 @@ class Ground:
                 f"{model.name} gives logits that are not finite: train it again, or repair its weights"
             )
         every = len(fitting) + len(judging)
-        found = cls(model, shape, fitting, judging, clean, None, None, fold, ridge, len(judging) / every)
+        found = cls(
+            model,
+            given,
+            shape,
+            shape.macs(alone),
+            fitting,
+            judging,
+            clean,
+            None,
+            None,
+            fold,
+            ridge,
+            len(judging) / every,
+        )
         if fold != "none":
             found.statistics = key_statistics(model, fitting)
             found._count(len(fitting))

@@ -53,7 +53,7 @@ def within_time(
         raise WeightsmithError(f"{ratio} is no share of the time to take: give one above 0 and at most 1")
     ways = ways or Ways()
     search = Search.of(model, images, judging, ways)
-    table = table or time_table(search.ground.model, batch_size, ways.multiple, seed=ways.seed)
+    table = table or time_table(model, batch_size, ways.multiple, seed=ways.seed)
     least = table.rest + min(table.attention[1, True], table.attention[1, False])
     if ratio * table.whole < least:
         raise WeightsmithError(
@@ -123,5 +123,5 @@ def _chosen(marks: Marks, kept: Kept, table: TimeTable, budget: float) -> Kept:
 def _timed(search: Search, batch_size: int) -> Interval:
     """Time of the smaller model divided by that of the whole one, round by round."""
     mine = cls_only(search.model) if search.ways.cls_only else search.model
-    both = latencies({"whole": search.ground.model, "smaller": mine}, [batch_size], _TIMED, seed=search.ways.seed)
+    both = latencies({"whole": search.ground.given, "smaller": mine}, [batch_size], _TIMED, seed=search.ways.seed)
     return both["smaller"][batch_size].against(both["whole"][batch_size])

@@ -34,13 +34,17 @@ class Marks:
         return kept.shape(self.whole).macs(self.cls_only)
 
     def rounded(self, kept: Kept, within: Kept) -> Kept:
-        """The same with MLP widths that are multiples, the best of what went coming back, of what another one keeps."""
+        """The same with MLP widths that are multiples, the best of what went coming back, of what another one keeps.
+
+        Where less than half a multiple is left of an MLP, it goes whole.
+        """
         scores = []
         for marks, there in zip(self.neurons, within.neurons, strict=True):
             some = np.full(len(marks), -1.0)  # scores are from 0
             some[list(there)] = marks[list(there)]
             scores.append(some.tolist())
-        return kept.rounded(scores, self.multiple)
+        neurons = tuple(() if 2 * len(some) < self.multiple else some for some in kept.neurons)
+        return Kept(kept.heads, neurons).rounded(scores, self.multiple)
 
     @cached_property
     def smallest(self) -> int:

@@ -13,7 +13,7 @@ from weightsmith.errors import WeightsmithError, WrongWeightsError
 from weightsmith.models import Model
 from weightsmith.models.hooks import record
 from weightsmith.progress import progress
-from weightsmith.prune.removal import shape_of
+from weightsmith.prune.removal import computes_cls_only, shape_of
 from weightsmith.prune.sublayers import ATTENTION, MLP, POSITIONS, Sublayer, last_attention
 from weightsmith.site import Site
 
@@ -62,7 +62,7 @@ def streams(model: Model, images: ImageSet) -> Streams:
     images.check_open()
     if len(images) == 0:
         raise WeightsmithError("there are no calibration images to fit to: give at least one")
-    if getattr(model.module.config, "cls_only", False):
+    if computes_cls_only(model):
         raise WeightsmithError(
             f"{model.name} computes CLS alone in its last block: fit with all tokens, cls_only(model, only=False)"
         )

@@ -92,7 +92,7 @@ def removed(
             tensors |= {new + name: tensor for name, tensor in left.tensors.items()}
             adds = f"{new}{sublayer.columns}.bias"
             tensors[adds] = left.bias.to(state[f"{BLOCKS}.{layer}.{sublayer.columns}.bias"])
-    return _built(model, shape, tensors, bool(getattr(_config(model), "cls_only", False)))
+    return _built(model, shape, tensors, computes_cls_only(model))
 
 
 @torch.no_grad()
@@ -150,6 +150,11 @@ def _built(model: Model, shape: Shape, tensors: dict[str, Tensor], cls_only: boo
         ) from error
     made = load(module.to(model.device))
     return replace(made, encode=model.encode, class_names=model.class_names, name=model.name)
+
+
+def computes_cls_only(model: Model) -> bool:
+    """Whether the model computes, from the last attention on, the CLS row alone. Raises `WeightsmithError` for no ViT."""
+    return bool(getattr(_config(model), "cls_only", False))
 
 
 def _config(model: Model) -> Any:

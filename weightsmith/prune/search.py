@@ -116,7 +116,7 @@ class Search:
 
     def tell(self, kept: Kept, **columns: object) -> None:
         macs = self.marks.macs(kept)
-        self.rows.append({"multiply_adds": macs, "share": macs / self.ground.shape.macs(), **columns})
+        self.rows.append({"multiply_adds": macs, "share": macs / self.ground.macs, **columns})
 
     def done(self, **goal: object) -> Circuit:
         """The circuit as it stands."""
@@ -135,7 +135,7 @@ class Search:
             "passes": round(ground.passes, 2),
             "seconds": round(time.perf_counter() - self.started, 2),
             "multiply_adds": self.marks.macs(self.kept),
-            "multiply_adds_whole": ground.shape.macs(),
+            "multiply_adds_whole": ground.macs,
         }
         return Circuit(self.kept, model, interval(values), self.first, tuple(self.rows), info)
 
@@ -216,7 +216,7 @@ def within_macs(
     if not 0 < keep <= 1:
         raise WeightsmithError(f"{keep} is no share of the multiplications to keep: give one above 0 and at most 1")
     search = Search.of(model, images, judging, ways or Ways())
-    whole = search.ground.shape.macs()
+    whole = search.ground.macs
     least = search.marks.smallest / whole
     if keep < least:
         raise WeightsmithError(
@@ -235,4 +235,4 @@ def within_macs(
 
 
 def _share(search: Search) -> float:
-    return search.marks.macs(search.kept) / search.ground.shape.macs()
+    return search.marks.macs(search.kept) / search.ground.macs

@@ -14,7 +14,7 @@ from weightsmith.circuit import Kept, Shape
 from weightsmith.measure.cost import still_image
 from weightsmith.measure.latency import interleaved
 from weightsmith.models import Model
-from weightsmith.prune.removal import shape_of
+from weightsmith.prune.removal import computes_cls_only, shape_of
 
 WIDTHS = 16
 """MLP widths that are timed, evenly spread from none to the whole."""
@@ -83,11 +83,11 @@ def time_table(
     for kind, size in cases:
         for alone in (False, True):
             (attention if kind == "attention" else mlp)[size, alone] = taken[f"{kind} {size} {alone}"]
-    blocks = sum(
-        _near({n: ms for (n, alone), ms in attention.items() if not alone}, heads)
-        + _near({n: ms for (n, alone), ms in mlp.items() if not alone}, neurons)
-        for heads, neurons in zip(shape.heads, shape.neurons, strict=True)
-    )
+    last = max((layer for layer, heads in enumerate(shape.heads) if heads), default=0)
+    blocks = 0.0
+    for layer, (heads, neurons) in enumerate(zip(shape.heads, shape.neurons, strict=True)):
+        alone = computes_cls_only(model) and layer >= last
+        blocks += _near(attention, heads, alone) + _near(mlp, neurons, alone)
     return TimeTable(batch_size, max(0.0, taken["whole"] - blocks), taken["whole"], attention, mlp)
 
 
@@ -97,9 +97,9 @@ def _grid(whole: int, multiple: int) -> list[int]:
     return sorted({width for width in even if 0 < width < whole} | ({whole} if whole else set()))
 
 
-def _near(known: dict[int, float], size: int) -> float:
-    sizes = sorted(known)
-    return float(np.interp(size, sizes, [known[one] for one in sizes]))
+def _near(known: dict[tuple[int, bool], float], size: int, alone: bool) -> float:
+    sizes = sorted(n for n, of_cls in known if of_cls == alone)
+    return float(np.interp(size, sizes, [known[n, alone] for n in sizes]))
 
 
 def _block(model: Model, shape: Shape, kind: str, size: int, alone: bool) -> nn.Module:
