@@ -66,6 +66,7 @@ def streams(model: Model, images: ImageSet) -> Streams:
         raise WeightsmithError(
             f"{model.name} computes CLS alone in its last block: fit with all tokens, cls_only(model, only=False)"
         )
+    dtype = next(model.module.parameters()).dtype
     sites = [
         Site(kind, layer)
         for layer in range(model.n_layers)
@@ -76,7 +77,7 @@ def streams(model: Model, images: ImageSet) -> Streams:
     size = max(1, _BATCH_TOKENS // model.n_tokens)
     with progress("reading the residual stream", len(images)) as advance:
         for pixels, _ in images.batches(size):
-            entering = model.embed(model.preprocess(pixels, model.device))
+            entering = model.embed(model.preprocess(pixels, model.device).to(dtype))
             seen = record(model, entering, sites, start=0)
             places = [entering]
             for layer in range(model.n_layers):
@@ -137,7 +138,7 @@ def _fit(block: nn.Module, sublayer: Sublayer, stream: Tensor, wanted: Tensor, c
     assert isinstance(target, nn.Linear)
     tokens = stream.shape[1]
     rows = 1 if cls == 1 else tokens
-    share = torch.full((tokens,), (1 - cls) / tokens, device=stream.device)
+    share = torch.full((tokens,), (1 - cls) / tokens, dtype=stream.dtype, device=stream.device)
     share[0] += cls
     root = share[:rows, None].sqrt()
     pieces = torch.split(stream, max(1, _BATCH_TOKENS // tokens))

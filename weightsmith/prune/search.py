@@ -226,10 +226,10 @@ def within_macs(
     start = search.marks.macs(search.kept) / whole
     for number in range(1, rounds + 1):
         goal = start + (keep - start) * number / rounds
-        if goal >= search.marks.macs(search.kept) / whole:
-            continue
-        search.score()
-        search.take(search.marks.path(search.kept).at(goal * whole), round=number)
+        if number == 1 or goal < _share(search):
+            search.score()
+        if goal < _share(search):
+            search.take(search.marks.path(search.kept).at(goal * whole), round=number)
         _log.info("round %d of %d: %.1f%% of the multiplications stay", number, rounds, 100 * _share(search))
     return search.done(goal="multiply-adds", keep=keep, rounds=rounds)
 
