@@ -84,8 +84,8 @@ def acdc(
         cls_only: multiplications are counted of a model that computes only CLS in its last block.
 
     Raises:
-        WeightsmithError: a threshold of 0 or below, an unknown rule or kind, another model's sizes, scores that lack a unit,
-            a bound over fewer than two images.
+        WeightsmithError: a threshold of 0 or below, an unknown rule or kind, none at all, a group below 1, another model's
+            sizes, scores that lack a unit, a bound over fewer than two images.
     """
     if not (0 < threshold < math.inf):
         raise WeightsmithError(
@@ -93,6 +93,9 @@ def acdc(
         )
     if rule not in RULES:
         raise WeightsmithError(f"there is no rule {rule!r} to remove by: {did_you_mean(rule, RULES)}")
+    if not kinds:
+        raise WeightsmithError(f"no kind of unit may go: name some of {', '.join(UNIT_KINDS)}")
+    whole.units("neurons", group)  # refuses a group below 1
     for kind in kinds:
         if kind not in UNIT_KINDS:
             raise WeightsmithError(f"there is no unit of kind {kind!r}: {did_you_mean(kind, UNIT_KINDS)}")

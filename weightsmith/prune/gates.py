@@ -20,6 +20,8 @@ from weightsmith.site import Site
 GRADIENT_METHODS = ("gauss-newton", "task-loss", "eap", "eap-ig")
 
 _BATCH_TOKENS = 2048
+_FAR = 0.8
+"""Where the path of eap-ig ends: far from the model, slopes say little of what one unit does in it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -160,12 +162,12 @@ def _loss(model: Model, inputs: Tensor, labels: Tensor, gates: Gates) -> Tensor:
 
 
 def _integrated(model: Model, inputs: Tensor, gates: Gates, steps: int) -> Tensor:
-    """(n, units) − ∫ ∂KL/∂m_u over all gates from 1 to 0, by the midpoint rule."""
+    """(n, units) size of ∂KL/∂m_u integrated over all gates from 1 to `_FAR` and scaled to a path of length 1."""
     with torch.no_grad():
         clean = model.logits(inputs).double().log_softmax(-1)
 
     def divergence(logits: Tensor) -> list[Tensor]:
         return [(clean.exp() * (clean - logits.double().log_softmax(-1))).sum(-1)]
 
-    points = [(step + 0.5) / steps for step in range(steps)]
-    return -torch.stack([gates.slopes(model, inputs, point, divergence)[0] for point in points]).mean(0)
+    points = [1 - (1 - _FAR) * (step + 0.5) / steps for step in range(steps)]
+    return torch.stack([gates.slopes(model, inputs, point, divergence)[0] for point in points]).mean(0).abs()

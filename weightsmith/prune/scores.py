@@ -43,15 +43,17 @@ def unit_scores(
     an attention or an MLP adds is linear in its keys, its gate, and a block's, has the sum of its keys' slopes.
 
     - "gauss-newton": ½ E_x, y~p(·|x) [(∂ log p_y / ∂m_u)²], nats: the second-order term of KL(model ‖ gated model) in
-      m_u, which has no first-order one at the model itself. y is drawn `samples` times an image, or summed over exactly
-      where there are no more classes than that.
+      m_u, which has no first-order one at the model itself. The mean over y is taken exactly where `samples` is at least
+      the number of classes, else estimated from `samples` random mixtures of all classes an image, without bias.
     - "task-loss": mean over images of |∂ loss / ∂m_u|, the loss the cross-entropy with the label (Michel et al., 2019,
       eq. 3; over tokens the slopes are summed). The size is taken image by image: signed slopes of a trained model's loss
       cancel over images, and their mean ranks units little better than chance.
     - "eap": − mean ∂ loss / ∂m_u, the signed linear guess of what the loss gains (attribution patching towards the mean; Syed
       et al., 2023, eq. 2): kept for comparison, for it is the one that cancels.
-    - "eap-ig": − ∫ ∂ KL(model ‖ gated model) / ∂m_u along a path of all gates together from 1 to 0, at `steps` midpoints
-      (integrated gradients as in Hanna et al., 2024, eq. 4, with gates in the place of embeddings), mean over images.
+    - "eap-ig": mean over images of |∫ ∂ KL(model ‖ gated model) / ∂m_u| along a path of all gates together from 1 to 0.8, at
+      `steps` midpoints (integrated gradients as in Hanna et al., 2024, eq. 4, with gates in the place of embeddings). Of
+      the paths tried on two digit models (gates to 0, ½, 0.8, 0.9; embeddings to their mean; signed or in size) it
+      ranked most like exact removal; signed and to 0, the paper's way, least.
     - "exact": mean over images of the KL of the model with the unit removed (`removed(fold="mean")`), nats; each unit is
       run from its own block on.
     - "magnitude": root of Σ ‖column of the map that reads the key‖² · variance of the key. No gradient.
