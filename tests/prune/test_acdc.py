@@ -154,6 +154,27 @@ def test_single_neurons_go_with_those_of_like_score(prunable: Callable[[str], Mo
     assert by_score.kept.shape(whole).macs() < by_place.kept.shape(whole).macs()
 
 
+def test_a_check_over_other_images_gives_back_what_was_removed_last(
+    prunable: Callable[[str], Model], images: ImageSet, random_set: Callable[..., ImageSet]
+) -> None:
+    """As far along the search's own removals as the bound holds over both sets."""
+    model, other = prunable(), random_set(40, seed=5)
+    whole, statistics = shape_of(model), key_statistics(model, images)
+    few, given = images.subset(range(6)), {"threshold": 0.01, "group": 4, "upper": False}
+    loose = acdc(Trials(model, statistics, few), whole, **given)
+    found = acdc(Trials(model, statistics, few), whole, check=Trials(model, statistics, other), **given)
+    assert float(run_whole(model, loose.kept, statistics, other).mean()) > 0.01
+    kl = run_whole(model, found.kept, statistics, other)
+    assert 0 < float(kl.mean()) <= 0.01
+    assert found.checked is not None
+    assert found.checked.value == pytest.approx(float(kl.mean()), abs=1e-9)
+    assert found.kl.value == pytest.approx(float(run_whole(model, found.kept, statistics, few).mean()), abs=1e-9)
+    assert all(set(mine) >= set(theirs) for mine, theirs in zip(found.kept.neurons, loose.kept.neurons, strict=True))
+    assert loose.checked is None
+    easy = acdc(Trials(model, statistics, few), whole, check=Trials(model, statistics, few), **given)
+    assert easy.kept == loose.kept
+
+
 def test_a_head_is_always_left_and_a_search_can_be_repeated(prunable: Callable[[str], Model], images: ImageSet) -> None:
     model = prunable()
     trials = Trials(model, key_statistics(model, images), images)
@@ -185,6 +206,8 @@ def test_bad_input_of_acdc_is_told(prunable: Callable[[str], Model], images: Ima
         (lambda: acdc(trials, whole, threshold=0.1, group=0), "groups of 0"),
         (lambda: acdc(trials, whole, threshold=0.1, scores=heads), r"say nothing of block\[0\]"),
         (lambda: acdc(one, whole, threshold=0.1), "one image bounds no mean"),
+        (lambda: acdc(trials, whole, threshold=0.1, check=one), "one image bounds no mean"),
+        (lambda: acdc(trials, whole, threshold=0.1, rule="step", check=one), "a check is of a budget"),
         (
             lambda: acdc(trials, Kept.everything(whole).without(Unit("block", 0)).shape(whole), threshold=1),
             "other sizes",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal
 
@@ -38,13 +38,16 @@ class AcdcResult:
         kl: KL(whole ‖ smaller) over the images of the search, nats, mean with its 95% interval.
         rows: one a trial, in order: rule, unit, units (how many went at once), kl_before, kl_after, bound (what was compared),
             removed, macs (of an image, after it), passes (so far).
-        passes: forward-equivalents over the images, those of the scores included where they were taken here.
+        passes: forward-equivalents over the images of the search, beyond the trials' first pass, those of the scores included
+            where they were taken here.
+        checked: the same KL over the images of `check`, None where there were none.
     """
 
     kept: Kept
     kl: Interval
     rows: tuple[dict[str, Any], ...]
     passes: float
+    checked: Interval | None = None
 
 
 def acdc(
@@ -58,6 +61,7 @@ def acdc(
     scores: UnitScores | None = None,
     upper: bool = True,
     cls_only: bool = True,
+    check: Trials | None = None,
 ) -> AcdcResult:
     """Automatic circuit discovery (Conmy et al., 2023, algorithm 1) with units in the place of edges, removed for real.
 
@@ -72,6 +76,9 @@ def acdc(
     Deviations: a removed unit's keys are folded into those that stay, not set to a corrupted input's; a head is always
     left, since nothing but attention brings patches to the classifier.
 
+    A model is surer of images that it was trained on, and a budget kept on these is exceeded on others: search over
+    images that it has not learned from. A search also picks what its own images happen to allow; `check` undoes that.
+
     Args:
         trials: over the images of the search.
         whole: the model's sizes, those of `trials`.
@@ -82,29 +89,14 @@ def acdc(
         upper: "budget" compares the one-sided 95% upper bound of the mean KL (Student's t) instead of the mean, so that the
             budget holds on images that the search has not seen.
         cls_only: multiplications are counted of a model that computes only CLS in its last block.
+        check: trials of the same model over other images; what "budget" removed last is given back until the bound holds
+            over these too.
 
     Raises:
         WeightsmithError: a threshold of 0 or below, an unknown rule or kind, none at all, a group below 1, another model's
-            sizes, scores that lack a unit, a bound over fewer than two images.
+            sizes, scores that lack a unit, a bound over fewer than two images, a check of the "step" rule.
     """
-    if not (0 < threshold < math.inf):
-        raise WeightsmithError(
-            f"--acdc-thresholds must be above 0 and finite, not {threshold:g}: give nats of KL that may change, 0.05 say"
-        )
-    if rule not in RULES:
-        raise WeightsmithError(f"there is no rule {rule!r} to remove by: {did_you_mean(rule, RULES)}")
-    if not kinds:
-        raise WeightsmithError(f"no kind of unit may go: name some of {', '.join(UNIT_KINDS)}")
-    whole.units("neurons", group)  # refuses a group below 1
-    for kind in kinds:
-        if kind not in UNIT_KINDS:
-            raise WeightsmithError(f"there is no unit of kind {kind!r}: {did_you_mean(kind, UNIT_KINDS)}")
-    if whole != trials.whole:
-        raise WeightsmithError(
-            "these trials are of a model of other sizes than the search: give it the shape of theirs"
-        )
-    if rule == "budget" and upper and len(trials.images) < 2:
-        raise WeightsmithError("one image bounds no mean: search over more images, or with upper=False")
+    _refuse(trials, whole, threshold, rule, kinds, group, upper, check)
     search = _Search(trials, threshold, rule, upper, cls_only)
     if rule == "step":
         receivers = list(_receivers(whole, kinds, group, scores))
@@ -127,7 +119,40 @@ def acdc(
         fine |= _groups(whole, group, scores) if "neurons" in kinds else {}
         search.misses = 0
         search.by_halves(search.cheapest(fine), advance)
-    return search.result()
+    return search.result() if check is None else search.checked(check)
+
+
+def _refuse(
+    trials: Trials,
+    whole: Shape,
+    threshold: float,
+    rule: str,
+    kinds: Sequence[str],
+    group: int,
+    upper: bool,
+    check: Trials | None,
+) -> None:
+    """What `acdc` cannot be asked."""
+    if not (0 < threshold < math.inf):
+        raise WeightsmithError(
+            f"--acdc-thresholds must be above 0 and finite, not {threshold:g}: give nats of KL that may change, 0.05 say"
+        )
+    if rule not in RULES:
+        raise WeightsmithError(f"there is no rule {rule!r} to remove by: {did_you_mean(rule, RULES)}")
+    if not kinds:
+        raise WeightsmithError(f"no kind of unit may go: name some of {', '.join(UNIT_KINDS)}")
+    whole.units("neurons", group)  # refuses a group below 1
+    for kind in kinds:
+        if kind not in UNIT_KINDS:
+            raise WeightsmithError(f"there is no unit of kind {kind!r}: {did_you_mean(kind, UNIT_KINDS)}")
+    if whole != trials.whole:
+        raise WeightsmithError(
+            "these trials are of a model of other sizes than the search: give it the shape of theirs"
+        )
+    if check is not None and (rule == "step" or check.whole != whole):
+        raise WeightsmithError("a check is of a budget and of the same model: leave it out, or search with rule=budget")
+    if rule == "budget" and upper and min(len(one.images) for one in (trials, check or trials)) < 2:
+        raise WeightsmithError("one image bounds no mean: search over more images, or with upper=False")
 
 
 class _Search:
@@ -141,6 +166,7 @@ class _Search:
         self.kl = trials.kl(self.kept)
         self.rows: list[dict[str, Any]] = []
         self.misses = 0
+        self.trail = [(self.kept, self.kl)]
 
     def attempt(self, units: Sequence[Unit], limit: float) -> bool:
         """Remove these units together if that stays within the limit; whether they are gone."""
@@ -156,6 +182,7 @@ class _Search:
         if fits:
             self.trials.advance(smaller)
             self.kept, self.kl = smaller, kl
+            self.trail.append((smaller, kl))
         self.rows.append(
             {
                 "rule": self.rule,
@@ -203,6 +230,19 @@ class _Search:
     def result(self) -> AcdcResult:
         interval = means(self.kl[:, None].numpy())[0]
         return AcdcResult(self.kept, interval, tuple(self.rows), self.trials.passes + self.spent)
+
+    def checked(self, check: Trials) -> AcdcResult:
+        """The result, going back along the removals to the last model whose bound over other images holds."""
+        holds, breaks = 0, len(self.trail)  # the whole model diverges nowhere
+        place = breaks - 1
+        while breaks - holds > 1:
+            if self._bound(check.kl(self.trail[place][0])) <= self.threshold:
+                holds = place
+            else:
+                breaks = place
+            place = (holds + breaks) // 2
+        self.kept, self.kl = self.trail[holds]
+        return replace(self.result(), checked=means(check.kl(self.kept)[:, None].numpy())[0])
 
     def _bound(self, kl: Tensor) -> float:
         if not self.upper:
