@@ -1,8 +1,8 @@
-"""What the correction benchmarks share: train once a seed, edit with each method, collect rows, print and keep them."""
+"""What the correction benchmarks share: edit with each method, collect rows and print them."""
 
 from __future__ import annotations
 
-import json
+import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -14,11 +14,11 @@ from rich.table import Table
 
 import weightsmith as ws
 from weightsmith.data.split import Split, stratified
-from weightsmith.files import read_csv, write_csv, write_json
-from weightsmith.models import create, load, presets, save
-from weightsmith.run.folder import environment
-from weightsmith.run.job import save_indices
-from weightsmith.train import TrainOptions, fit
+
+sys.path.append(str(Path(__file__).parents[1]))
+from shared import keep, trained
+
+__all__ = ["EDITORS", "edit_rows", "keep", "protocols", "show", "trained"]
 
 SHOWN = ("efficacy", "generalisation", "locality", "repaired", "net_accuracy_change")
 HELD_BACK: dict[str, Any] = {"blocks": (5,), "steps": 400, "preserved_batch": 256, "margin": 0.02}
@@ -39,25 +39,6 @@ EDITORS: dict[str, Callable[[bool, str], ws.edit.Editor]] = {
     "lora + KL, last block": lambda site, view: ws.edit.LoRA(lr=1e-2, kl=3.0, **HELD_BACK),
 }
 """By name: an editor, told whether the corrections come from a new site, and which views an image of the data has."""
-
-
-def trained(preset: str, split: Split, seed: int, work: Path, **recipe: Any) -> tuple[ws.Model, float]:
-    """The preset's model for a seed, from `work` if it was trained before, and the seconds that training took."""
-    folder = work / f"{preset}-{seed}"
-    clock = folder / "seconds.json"
-    folder.mkdir(parents=True, exist_ok=True)
-    save_indices(folder, split.parts())  # so that a command that is given the model knows what is held out
-    write_json(folder / "data_split.json", split.manifest())
-    if clock.exists():
-        return load(folder / "model"), json.loads(clock.read_text())
-    model = create(preset, split.train.class_names, seed, split.train.channels)
-    started = time.perf_counter()
-    options = TrainOptions(seed=seed, **presets()[preset]["training"] | recipe)
-    fit(model, split.train, split.val, options, folder / "checkpoint.pt", resume=True)
-    seconds = time.perf_counter() - started
-    save(model, folder / "model")
-    write_json(clock, seconds)
-    return model, seconds
 
 
 def protocols(split: Split, test: ws.data.ImageSet, seed: int) -> dict[str, tuple[ws.data.ImageSet, ws.data.ImageSet]]:
@@ -117,13 +98,3 @@ def show(rows: Sequence[dict[str, object]], title: str) -> None:
             cells.append(f"{mean(values):{sign}.1f} ({', '.join(f'{v:{sign}.1f}' for v in values)})")
         table.add_row(str(protocol), str(method), *cells)
     Console(width=150).print(table)
-
-
-def keep(rows: Sequence[dict[str, object]], folder: Path, name: str) -> None:
-    """Write the rows as CSV and the machine beside them; rows of an earlier run that this one did not measure stay."""
-    path = folder / f"{name}.csv"
-    measured = {tuple(str(row[key]) for key in ("protocol", "seed", "method")) for row in rows}
-    old = list(read_csv(path)) if path.exists() else []
-    kept = [row for row in old if tuple(row[key] for key in ("protocol", "seed", "method")) not in measured]
-    write_csv(path, [*kept, *rows])
-    write_json(folder / "machine.json", environment())
