@@ -83,7 +83,7 @@ def torch_pruned(model: Model, images: ImageSet, macs_share: float, variant: Var
     return max(made, filled, key=lambda one: Cost.of(one).macs)
 
 
-def least(at: Callable[[float], Model], most_macs: float) -> tuple[float, Model]:
+def least(at: Callable[[float], Model], most_macs: float, steps: int = STEPS) -> tuple[float, Model]:
     """The least ratio in [0, 1) whose model has at most so many multiply-adds, and that model.
 
     Raises:
@@ -93,7 +93,7 @@ def least(at: Callable[[float], Model], most_macs: float) -> tuple[float, Model]
     if Cost.of(made).macs <= most_macs:
         return 0.0, made
     low, high, found = 0.0, 1.0, None
-    for _ in range(STEPS):
+    for _ in range(steps):
         middle = (low + high) / 2
         made = at(middle)
         if Cost.of(made).macs <= most_macs:
