@@ -65,6 +65,9 @@ def torch_pruned(
     This is what its readme calls a good choice for ViTs, in one step. Nothing in it is drawn. One ratio is asked of heads
     and widths alike and bisected; where a head is too large a step, widths are then given back as far as fits.
 
+    Args:
+        multiple: of which the widths are to be, its `round_to`.
+
     Raises:
         WeightsmithError: no ratio reaches so few multiply-adds.
     """
@@ -72,16 +75,18 @@ def torch_pruned(
     most = macs_share * Cost.of(model).macs
     there = sum(shape_of(model).heads) if variant.over_blocks else shape_of(model).heads[0]
 
+    def of_heads(ratio: float) -> float:
+        # Torch-Pruning leaves an attention whole whose heads would all go.
+        return min(round(there * ratio), there - 1) / there
+
     def at(ratio: float, heads: float | None = None) -> Model:
-        heads = round(there * ratio) / there if heads is None else heads
-        return _torch_pruned(model, gradients, variant, ratio, heads, multiple)
+        return _torch_pruned(model, gradients, variant, ratio, of_heads(ratio) if heads is None else heads, multiple)
 
     ratio, made = least(at, most)
     if variant.cuts != "heads" or ratio == 0.0:
         return made
     # With no width to prune Torch-Pruning leaves the heads alone too, so this may be further from the goal.
-    heads = round(there * ratio) / there
-    _, filled = least(lambda other: at(other, heads), most)
+    _, filled = least(lambda other: at(other, of_heads(ratio)), most)
     return max(made, filled, key=lambda one: Cost.of(one).macs)
 
 
