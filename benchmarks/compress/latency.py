@@ -47,7 +47,10 @@ def contenders(model: Model, given: argparse.Namespace) -> dict[str, Model]:
     whole, images = Cost.of(model).macs, noise_images(model, 64, given.seed)
     for name in given.variants:
         share = Cost.of(made[f"kept {given.peer_share}"]).macs / whole
-        made[f"Torch-Pruning, {name}"] = torch_pruned(model, images, share, VARIANTS[name], given.multiple)
+        # Where entries of heads go, it rounds them to fractions of all heads' entries and refuses large multiples;
+        # 2 is what its example rounds to.
+        multiple = given.multiple if VARIANTS[name].cuts == "heads" else 2
+        made[f"Torch-Pruning, {name}"] = torch_pruned(model, images, share, VARIANTS[name], multiple)
     return made
 
 
@@ -96,7 +99,7 @@ def main() -> None:
     parser.add_argument("--classes", type=int, default=200)
     parser.add_argument("--shares", type=float, nargs="+", default=[0.75, 0.6, 0.45, 0.3], help="of the multiply-adds")
     parser.add_argument("--peer-share", type=float, default=0.45, help="the one of --shares at which peers are timed")
-    parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), default=["heads, MLP", "width, global"])
+    parser.add_argument("--variants", nargs="*", choices=list(VARIANTS), default=["heads, MLP", "bottleneck, global"])
     parser.add_argument("--multiple", type=int, default=16)
     parser.add_argument("--batch", type=int, default=8)
     parser.add_argument("--rounds", type=int, default=150)
