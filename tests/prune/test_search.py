@@ -12,7 +12,17 @@ from weightsmith.data.images import ImageSet
 from weightsmith.delta import weights_hash
 from weightsmith.errors import HeldOutError, WeightsmithError
 from weightsmith.models import Model
-from weightsmith.prune import Circuit, TimeTable, Ways, cls_only, shape_of, within_kl, within_macs, within_time
+from weightsmith.prune import (
+    Circuit,
+    TimeTable,
+    Ways,
+    by_steps,
+    cls_only,
+    shape_of,
+    within_kl,
+    within_macs,
+    within_time,
+)
 from weightsmith.prune.ground import upper_bound
 
 WAYS = Ways(multiple=4)
@@ -118,11 +128,22 @@ def test_widths_for_a_time(tiny_model: Callable[..., Model], images: ImageSet) -
     assert all(len(neurons) % 4 == 0 for neurons in found.kept.neurons)
 
 
+def test_steps_may_add_up_beyond_the_threshold_and_the_circuit_says_to_what(whole: Model, images: ImageSet) -> None:
+    judging, fitting = images.subset(np.arange(20)), images.subset(np.arange(20, 60))
+    found = by_steps(whole, fitting, 0.02, WAYS, judging=judging, group=4)
+    assert all(float(str(row["added"])) < 0.02 for row in found.rows if row.get("taken"))
+    assert shape_of(found.model).macs() < shape_of(whole).macs()
+    assert found.kl.value == pytest.approx(kl_of(whole, found, judging).mean(), rel=1e-3, abs=1e-9)
+    assert found.info["threshold"] == 0.02
+
+
 def test_bad_input(tiny_model: Callable[..., Model], images: ImageSet) -> None:
     model = tiny_model("vit")
     for threshold in (0.0, -1.0, float("nan"), float("inf")):
         with pytest.raises(WeightsmithError, match="positive"):
             within_kl(model, images, threshold)
+        with pytest.raises(WeightsmithError, match="positive"):
+            by_steps(model, images, threshold)
     for share in (0.0, -0.5, 1.01, float("nan")):
         with pytest.raises(WeightsmithError, match="above 0 and at most 1"):
             within_macs(model, images, share)

@@ -20,6 +20,7 @@ from weightsmith.prune.faithfulness import (
     unit_faithfulness,
 )
 from weightsmith.prune.fold import FOLDS, folded
+from weightsmith.prune.in_steps import by_steps
 from weightsmith.prune.in_time import within_time
 from weightsmith.prune.masked import run_units
 from weightsmith.prune.refit import Streams, refit, streams
@@ -50,6 +51,7 @@ __all__ = [
     "Ways",
     "acdc",
     "agreement",
+    "by_steps",
     "cls_only",
     "edge_faithfulness",
     "edge_scores",
