@@ -7,10 +7,7 @@ reads of each other part, `run_edges` runs the network with some of that only, a
 ranking alone do what the whole does.
 """
 
-from weightsmith.prune.acdc import AcdcResult, acdc
-from weightsmith.prune.edge_corruption import CORRUPTIONS
-from weightsmith.prune.edge_graph import EdgeGraph
-from weightsmith.prune.edges import EDGE_METHODS, EdgeScores, edge_scores, run_edges
+from weightsmith.prune.edges import CORRUPTIONS, EDGE_METHODS, EdgeGraph, EdgeScores, edge_scores, run_edges
 from weightsmith.prune.faithfulness import (
     CIRCUIT_METRICS,
     FRACTIONS,
@@ -20,15 +17,23 @@ from weightsmith.prune.faithfulness import (
     unit_faithfulness,
 )
 from weightsmith.prune.fold import FOLDS, folded
-from weightsmith.prune.in_steps import by_steps
-from weightsmith.prune.in_time import within_time
 from weightsmith.prune.masked import run_units
 from weightsmith.prune.refit import Streams, refit, streams
 from weightsmith.prune.removal import cls_only, removed, shape_of
 from weightsmith.prune.scores import METHODS, agreement, unit_scores
-from weightsmith.prune.search import Circuit, Ways, within_kl, within_macs
+from weightsmith.prune.search import (
+    AcdcResult,
+    Circuit,
+    TimeTable,
+    Ways,
+    acdc,
+    by_steps,
+    time_table,
+    within_kl,
+    within_macs,
+    within_time,
+)
 from weightsmith.prune.statistics import KeyStatistic, KeyStatistics, key_statistics
-from weightsmith.prune.timing import TimeTable, time_table
 from weightsmith.prune.trials import Trials
 
 __all__ = [

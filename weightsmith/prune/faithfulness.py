@@ -18,9 +18,9 @@ from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.measure.intervals import Interval, bootstrap
 from weightsmith.models import Model
 from weightsmith.progress import progress
-from weightsmith.prune.edge_corruption import CorruptedSet
-from weightsmith.prune.edge_network import EdgeNetwork
-from weightsmith.prune.edges import run_masked
+from weightsmith.prune.edges.corruption import CorruptedSet
+from weightsmith.prune.edges.network import EdgeNetwork
+from weightsmith.prune.edges.scores import run_masked
 from weightsmith.prune.masked import run_units
 from weightsmith.prune.removal import shape_of
 from weightsmith.prune.statistics import KeyStatistics

@@ -7,7 +7,7 @@ import pytest
 
 from weightsmith.circuit import Kept, Shape
 from weightsmith.errors import WeightsmithError
-from weightsmith.prune.path import Marks, first_true
+from weightsmith.prune.search.path import Marks, first_true
 
 SHAPE = Shape(tokens=5, width=8, head_width=4, patch=12, classes=3, heads=(2, 2), neurons=(12, 12))
 

@@ -6,8 +6,8 @@ from weightsmith.circuit import Kept
 from weightsmith.data.images import ImageSet
 from weightsmith.errors import WeightsmithError
 from weightsmith.models import Model
-from weightsmith.prune.acdc import acdc
-from weightsmith.prune.search import Circuit, Search, Ways
+from weightsmith.prune.search.acdc import acdc
+from weightsmith.prune.search.within import Circuit, Search, Ways
 from weightsmith.prune.trials import Trials
 
 

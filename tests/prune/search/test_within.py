@@ -23,7 +23,7 @@ from weightsmith.prune import (
     within_macs,
     within_time,
 )
-from weightsmith.prune.ground import upper_bound
+from weightsmith.prune.search.ground import upper_bound
 
 WAYS = Ways(multiple=4)
 

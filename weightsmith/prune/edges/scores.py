@@ -15,9 +15,9 @@ from weightsmith.edge import Edge
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.models import Model
 from weightsmith.progress import progress
-from weightsmith.prune.edge_corruption import CorruptedSet
-from weightsmith.prune.edge_graph import EdgeGraph
-from weightsmith.prune.edge_network import EdgeNetwork
+from weightsmith.prune.edges.corruption import CorruptedSet
+from weightsmith.prune.edges.graph import EdgeGraph
+from weightsmith.prune.edges.network import EdgeNetwork
 
 EDGE_METHODS = ("eap", "eap-ig", "gauss-newton")
 LOSSES = ("kl", "task")

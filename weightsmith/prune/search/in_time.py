@@ -12,11 +12,11 @@ from weightsmith.errors import WeightsmithError
 from weightsmith.measure.intervals import Interval
 from weightsmith.measure.latency import latencies
 from weightsmith.models import Model
-from weightsmith.prune.knapsack import Choice, allocate
-from weightsmith.prune.path import Marks
 from weightsmith.prune.removal import cls_only
-from weightsmith.prune.search import ROUNDS, Circuit, Search, Ways
-from weightsmith.prune.timing import TimeTable, time_table
+from weightsmith.prune.search.knapsack import Choice, allocate
+from weightsmith.prune.search.path import Marks
+from weightsmith.prune.search.timing import TimeTable, time_table
+from weightsmith.prune.search.within import ROUNDS, Circuit, Search, Ways
 
 _log = logging.getLogger(__name__)
 

@@ -17,10 +17,10 @@ from weightsmith.data.images import ImageSet
 from weightsmith.errors import WeightsmithError
 from weightsmith.measure import Interval
 from weightsmith.models import Model
-from weightsmith.prune.ground import Ground, interval, upper_bound
-from weightsmith.prune.path import Marks
 from weightsmith.prune.removal import cls_only as cls_only_of
 from weightsmith.prune.scores import unit_scores
+from weightsmith.prune.search.ground import Ground, interval, upper_bound
+from weightsmith.prune.search.path import Marks
 from weightsmith.scores import UnitScores
 
 _log = logging.getLogger(__name__)

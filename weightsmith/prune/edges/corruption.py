@@ -11,7 +11,7 @@ from torch import Tensor
 
 from weightsmith.data.images import ImageSet
 from weightsmith.errors import WeightsmithError, did_you_mean
-from weightsmith.prune.edge_network import EdgeNetwork
+from weightsmith.prune.edges.network import EdgeNetwork
 
 CORRUPTIONS = ("mean", "swap")
 """The mean of what the sender writes over calibration images and tokens, or what it writes for another image of the set."""

@@ -16,9 +16,9 @@ from weightsmith.edge import Edge, Node
 from weightsmith.errors import HeldOutError, WeightsmithError
 from weightsmith.models import Model
 from weightsmith.prune import EdgeGraph, cls_only, edge_scores, removed, run_edges, shape_of
-from weightsmith.prune.edge_corruption import CorruptedSet
-from weightsmith.prune.edge_network import EdgeNetwork
-from weightsmith.prune.edges import edge_attributions
+from weightsmith.prune.edges.corruption import CorruptedSet
+from weightsmith.prune.edges.network import EdgeNetwork
+from weightsmith.prune.edges.scores import edge_attributions
 
 FORMS = ("vit", "narrow_vit", "partial", "cls_only")
 EPSILON = 1e-5

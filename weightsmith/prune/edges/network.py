@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from weightsmith.edge import PROJECTIONS
 from weightsmith.errors import WeightsmithError
 from weightsmith.models import Model
-from weightsmith.prune.edge_graph import EdgeGraph
+from weightsmith.prune.edges.graph import EdgeGraph
 from weightsmith.prune.removal import shape_of
 
 _BATCH_BYTES = 2**28

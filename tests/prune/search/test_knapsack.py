@@ -7,7 +7,7 @@ from itertools import product
 from hypothesis import given
 from hypothesis import strategies as st
 
-from weightsmith.prune.knapsack import BINS, Choice, allocate
+from weightsmith.prune.search.knapsack import BINS, Choice, allocate
 
 CHOICES = st.lists(
     st.builds(Choice, st.floats(0, 10, allow_nan=False), st.integers(0, 40).map(float)), min_size=1, max_size=4
