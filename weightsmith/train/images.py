@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
 from weightsmith.data.images import ImageSet
 from weightsmith.data.views import view
@@ -71,10 +72,12 @@ def fit(
             without `resume`, or a loss that is no number.
         HeldOutError: a sealed part.
     """
-    return _ImageTraining(model, train, val, options, checkpoint, pin_memory, on_epoch).go(resume)
+    return ImageTraining(model, train, val, options, checkpoint, pin_memory, on_epoch).go(resume)
 
 
-class _ImageTraining(Training):
+class ImageTraining(Training):
+    """One training of an image classifier; what its loss is, its kinds may say."""
+
     data_words = {"train": "other training images", "val": "other validation images"}  # noqa: RUF012
 
     def __init__(
@@ -86,9 +89,12 @@ class _ImageTraining(Training):
         checkpoint: Path,
         pin_memory: bool,
         on_epoch: Callable[[list[dict[str, float]]], None] | None,
+        beside: Mapping[str, str] | None = None,
     ) -> None:
+        """Set up a training; `beside` are hashes of what else its result depends on."""
         steps = [math.ceil(len(train) / options.batch_size)] * options.epochs
-        super().__init__(model, options, steps, {"train": train.digest(), "val": val.digest()}, checkpoint, on_epoch)
+        data = {"train": train.digest(), "val": val.digest(), **(beside or {})}
+        super().__init__(model, options, steps, data, checkpoint, on_epoch)
         self.train, self.val, self.augment, self.smoothing = train, val, options.augment, options.label_smoothing
         self.labels = torch.from_numpy(train.labels)
         self.pin_memory = pin_memory and self.device.type == "cuda"
@@ -108,8 +114,11 @@ class _ImageTraining(Training):
             pixels, wanted = pixels.pin_memory(), wanted.pin_memory()
         wanted = wanted.to(self.device, non_blocking=True)
         logits = self.model.logits(self.model.preprocess(pixels, self.device))
-        loss = F.cross_entropy(logits, wanted, label_smoothing=self.smoothing)
-        return Batch(loss, int((logits.argmax(-1) == wanted).sum()), len(wanted))
+        return Batch(self._loss(logits, wanted, pixels), int((logits.argmax(-1) == wanted).sum()), len(wanted))
+
+    def _loss(self, logits: Tensor, wanted: Tensor, pixels: Tensor) -> Tensor:  # noqa: ARG002
+        """Of the logits (b, classes) for images (b, channels, height, width) uint8, whose classes are wanted."""
+        return F.cross_entropy(logits, wanted, label_smoothing=self.smoothing)
 
     def _measure(self) -> dict[str, float]:
         seen = predict(self.model, self.val, title="validation")
