@@ -21,7 +21,7 @@ from weightsmith.evaluate import Classification, accuracy_change, answers_of
 from weightsmith.files import write_json
 from weightsmith.measure import Cost
 from weightsmith.models import Model, create, load, save
-from weightsmith.run import evaluate, measured
+from weightsmith.run import evaluation, measured
 from weightsmith.run.job import save_indices
 
 NAMES = tuple(str(digit) for digit in range(10))
@@ -211,7 +211,7 @@ def test_an_existing_run_is_not_overwritten_unasked(
         raise RuntimeError("in the middle")
 
     with monkeypatch.context() as patched:
-        patched.setattr(evaluate, "timed", fails)
+        patched.setattr(evaluation, "timed", fails)
         with pytest.raises(RuntimeError, match="in the middle"):
             weightsmith(*given, "--overwrite")
     assert metrics_of(copy) == metrics_of(evaluated)  # the old results are back

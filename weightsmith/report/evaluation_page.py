@@ -34,6 +34,22 @@ _SIZES = (1, 8, 64)
 
 
 @dataclass(frozen=True, eq=False)
+class Section:
+    """What a command that ends in an evaluation has to say besides.
+
+    Attributes:
+        about: a sentence for the head of the page.
+        summary: sentences behind the recommendations; figures: caption and figure, behind the evaluation's own.
+        tables: title, rows, and the name of the CSV file that has them all; they come before the evaluation's own.
+    """
+
+    about: str
+    summary: Sequence[str] = ()
+    figures: Sequence[tuple[str, Figure]] = ()
+    tables: Sequence[tuple[str, Sequence[Row], str]] = ()
+
+
+@dataclass(frozen=True, eq=False)
 class EvaluationInputs:
     """What a page is made of. Whatever is empty leaves its section out.
 
@@ -44,6 +60,7 @@ class EvaluationInputs:
         figure: of `evaluation_figure`.
         rows: of `evaluation_metrics.csv`; by_class: class name, and each model's accuracy on it.
         config, env: the resolved configuration, and versions, device and hashes.
+        section: what a command has to say besides.
     """
 
     title: str
@@ -55,11 +72,14 @@ class EvaluationInputs:
     notes: Sequence[str] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, Any] = field(default_factory=dict)
+    section: Section | None = None
 
 
 def build_evaluation(inputs: EvaluationInputs) -> str:
     """The page as text."""
+    more = inputs.section or Section("")
     tables = [
+        *more.tables,
         ("Accuracy, with 95% intervals", [_accuracy(row) for row in inputs.rows], ""),
         ("Confidence", [_confidence(row) for row in inputs.rows], ""),
         ("Milliseconds a batch, median and quartiles", [_times(row) for row in inputs.rows], ""),
@@ -68,14 +88,12 @@ def build_evaluation(inputs: EvaluationInputs) -> str:
     ]
     context = {
         "title": inputs.title,
-        "about": _ABOUT,
-        "summary": [*inputs.recommendations, *inputs.summary],
+        "about": " ".join(part for part in (more.about, _ABOUT) if part),
+        "summary": [*inputs.recommendations, *more.summary, *inputs.summary],
         "notes": inputs.notes,
         "figures": [
-            {
-                "caption": f"Figure 1. {_CAPTION}",
-                "figure": embedded(inputs.figure, alternative_text(_CAPTION, inputs.figure), 64),
-            }
+            {"caption": f"Figure {place}. {caption}", "figure": embedded(figure, alternative_text(caption, figure), 64)}
+            for place, (caption, figure) in enumerate([(_CAPTION, inputs.figure), *more.figures], 1)
         ],
         "tables": [table_of(*table) for table in tables if table[1]],
         "refused": (),
