@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -65,13 +66,39 @@ def recorded_split(model: str, source: Source) -> Recorded | None:
     return Recorded(theirs, indices) if theirs else None
 
 
+def check_not_trained_on(checkpoint: str, sealed: Sequence[ImageSet]) -> str:
+    """What is not recorded of the data that `--checkpoint` was trained on, in a sentence; "" where its record is there.
+
+    Raises:
+        WeightsmithError: the run that made it was trained, or selected, on images of the sealed sets.
+    """
+    folder = _record_of(checkpoint)
+    if folder is None or not all((folder / name).exists() for name in _NAMES):
+        return f"What {checkpoint} was trained on is not recorded, so nobody can tell here whether it has seen held-out images."
+    recorded = json.loads((folder / _NAMES[0]).read_text(encoding="utf-8"))["parts"]
+    with np.load(folder / _NAMES[1], allow_pickle=False) as stored:
+        used = {part: stored[part] for part in ("train", "val")}  # validation images chose the epoch: seen as well
+    for part, images in ((part, images) for part in used for images in sealed):
+        if (images.source, images.part) == (recorded[part]["source"], recorded[part]["part"]):
+            shared = len(np.intersect1d(used[part], images.positions))
+            if shared:
+                raise WeightsmithError(
+                    f"--checkpoint {checkpoint} has {shared} of the {len(images)} images that this run holds out in its "
+                    f"{part} part: give the --seed and --held-out-ratio of its run, or --held-out-from test"
+                )
+    return ""
+
+
 def _record_of(model: str) -> Path | None:
     """Where the run that made a model recorded its split, be the model given as the run's folder or as one in it.
 
     None where no run did.
     """
-    place = user_path(model)
+    place = user_path(model).absolute()
     run = place.parent if place.name in ("model", "edited") else place
+    above = place.parent.parent
+    if place.parent.name in ("models", "optimized_models") and any((above / name).exists() for name in _NAMES):
+        run = above
     if any((run / name).exists() for name in _NAMES):
         return run
     try:

@@ -2,13 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import numpy as np
 
 from weightsmith import evaluate, locate, report
 from weightsmith.data.images import ImageSet
@@ -17,13 +14,14 @@ from weightsmith.data.views import EmbeddingNoise
 from weightsmith.delta import Delta, weights_hash
 from weightsmith.edit import editors, make_editor
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import read_csv, user_path, write_csv, write_json, write_text
+from weightsmith.files import read_csv, write_csv, write_json, write_text
 from weightsmith.measure import Predictions, misclassified
 from weightsmith.models import Model, load, registered_by, save
 from weightsmith.request import ImageRequest, load_requests, save_requests
 from weightsmith.run.editing import editor_options, layers_for, methods_for
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.job import TRAIN_DEFAULTS, Job, check_split, new_model, save_indices, start_of, train_options
+from weightsmith.run.recorded import check_not_trained_on
 from weightsmith.run.tables import (
     EDIT_COLUMNS,
     confusion_rows,
@@ -68,7 +66,10 @@ def run_train(job: Job) -> None:
                 f"--checkpoint {options.checkpoint} has {model.n_classes} classes and {options.data_path} "
                 f"{job.source.n_classes}: give a classifier of these classes, or train one"
             )
-        _check_not_trained_on(job, options.checkpoint)
+        held = [images for images in (*job.split.parts().values(), *(job.new_site or ())) if images.sealed]
+        unknown = check_not_trained_on(options.checkpoint, held)
+        if unknown:
+            job.note(unknown)
         job.note(f"Nothing was trained: the classifier is {options.checkpoint}.")
     else:
         model = new_model(options, job.source, job.device)
@@ -277,29 +278,6 @@ STAGES: dict[str, Stage] = {
     ),
 }  # fmt: skip
 """The stages in their order."""
-
-
-def _check_not_trained_on(job: Job, checkpoint: str) -> None:
-    """Refuse a checkpoint of another run that was trained, or selected, on images which are held out here."""
-    indices = user_path(checkpoint) / "data_split_indices.npz"
-    manifest_path = user_path(checkpoint) / "data_split.json"
-    if not (indices.exists() and manifest_path.exists()):
-        job.note(
-            f"What {checkpoint} was trained on is not recorded, so nobody can tell here whether it has seen held-out images."
-        )
-        return
-    recorded = json.loads(manifest_path.read_text(encoding="utf-8"))["parts"]
-    sealed = [images for images in (*job.split.parts().values(), *(job.new_site or ())) if images.sealed]
-    with np.load(indices, allow_pickle=False) as stored:
-        used = {part: stored[part] for part in ("train", "val")}  # validation images chose the epoch: seen as well
-    for part, images in ((part, images) for part in used for images in sealed):
-        if (images.source, images.part) == (recorded[part]["source"], recorded[part]["part"]):
-            shared = len(np.intersect1d(used[part], images.positions))
-            if shared:
-                raise WeightsmithError(
-                    f"--checkpoint {checkpoint} has {shared} of the {len(images)} images that this run holds out in its "
-                    f"{part} part: give the --seed and --held-out-ratio of its run, or --held-out-from test"
-                )
 
 
 def _need_errors(requests: list[ImageRequest], part: str) -> None:
