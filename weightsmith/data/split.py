@@ -154,6 +154,23 @@ def stratified(images: ImageSet, ratio: float, seed: int, flag: str) -> tuple[Im
     return images.subset(np.sort(rest)), images.subset(np.sort(part))
 
 
+def sample(images: ImageSet, count: int, seed: int) -> ImageSet:
+    """So many images of a set at random, the classes in proportion; the whole set where it has no more.
+
+    Unlike `stratified` it takes any number, fewer than there are classes too: the images of a class are spread evenly over
+    a line that all classes share, and those at its start are taken.
+    """
+    if count >= len(images):
+        return images
+    random = np.random.default_rng(seed)
+    labels = images.all_labels[images.positions]
+    spot = np.empty(len(images))
+    for label in np.unique(labels):
+        members = random.permutation(np.flatnonzero(labels == label))
+        spot[members] = (np.arange(len(members)) + random.random()) / len(members)
+    return images.subset(np.sort(np.argsort(spot, kind="stable")[:count]))
+
+
 def from_arrays(
     images: np.ndarray, labels: np.ndarray, class_names: tuple[str, ...], source: str, part: str
 ) -> ImageSet:

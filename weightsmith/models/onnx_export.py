@@ -32,6 +32,13 @@ class _Logits(nn.Module):
         return logits
 
 
+def require_onnx(what: str) -> None:
+    """Raise `WeightsmithError` where a package is missing that writing an ONNX file needs; `what` needs it."""
+    missing = [name for name in _NEEDED if find_spec(name) is None]
+    if missing:
+        raise WeightsmithError(f"{missing[0]} is needed to write {what}: pip install 'weightsmith[onnx]'")
+
+
 def save_onnx(model: Model, path: Path | str) -> None:
     """Write one ONNX file (opset 20), `pixel_values` (batch, channels, size, size) → `logits` (batch, classes).
 
@@ -41,9 +48,7 @@ def save_onnx(model: Model, path: Path | str) -> None:
         WeightsmithError: no image classifier, onnx or onnxscript not installed, or a network that cannot be exported.
     """
     preprocess = model.preprocess
-    missing = [name for name in _NEEDED if find_spec(name) is None]
-    if missing:
-        raise WeightsmithError(f"{missing[0]} is needed to write {path}: pip install 'weightsmith[onnx]'")
+    require_onnx(str(path))
     dtype = next(model.module.parameters()).dtype
     # Two images: what is exported with one takes the batch for a constant.
     example = torch.zeros(2, preprocess.channels, preprocess.size, preprocess.size, dtype=dtype, device=model.device)
