@@ -1,5 +1,5 @@
-"""The command line: `weightsmith run`, `baseline`, `locate`, `edit`, `edits`, `compare`, `evaluate`, `ablate`, `facts`,
-`download`.
+"""The command line: `weightsmith run`, `baseline`, `compress`, `locate`, `edit`, `edits`, `compare`, `evaluate`, `ablate`,
+`facts`, `download`.
 
 Only the options are imported before a command is known, so that help answers at once.
 """
@@ -31,6 +31,7 @@ from weightsmith.run.options import (
     AttributionOptions,
     BaselineOptions,
     CompareOptions,
+    CompressOptions,
     DownloadOptions,
     EditOptions,
     EditsOptions,
@@ -52,6 +53,7 @@ from weightsmith.run.options import (
 _COMMANDS: dict[str, type[Any]] = {
     "run": RunOptions,
     "baseline": BaselineOptions,
+    "compress": CompressOptions,
     "edit": EditOptions,
     "compare": CompareOptions,
     "evaluate": EvaluateOptions,
@@ -72,7 +74,9 @@ _EDITS: dict[str, type[EditsOptions]] = {
     "remove": RemoveEditOptions,
     "replay": ReplayEditsOptions,
 }
-_GONE_ON_WITH = (RunOptions, LocateOptions, EditOptions, CompareOptions, EvaluateOptions, AblateOptions, FactsOptions)
+_GONE_ON_WITH = (
+    RunOptions, CompressOptions, LocateOptions, EditOptions, CompareOptions, EvaluateOptions, AblateOptions, FactsOptions,
+)  # fmt: skip
 """Commands that take the options of an existing run for their defaults when they go on with it."""
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it."""
@@ -146,12 +150,13 @@ def _defaults(kind: type[Any], flags: list[str]) -> Any:
     base = kind()
     if kind is DownloadOptions:
         return base
-    values = {name: _flag(flags, name) for name in ("run-name", "runs-dir", "stage", "config")}
+    values = {name: _flag(flags, name) for name in ("run-name", "runs-dir", "stage", "mode", "config")}
     folder = _flag(flags, "output-dir") if kind is EvaluateOptions else None
     if folder and not values["run-name"]:
         place = user_path(folder)
         values |= {"run-name": place.name, "runs-dir": str(place.parent)}
-    goes_on = values["stage"] not in (None, "full") or "--resume" in flags
+    part = values["stage"] or (values["mode"] if kind is CompressOptions else None)
+    goes_on = part not in (None, "full") or bool({"--resume", "--skip-training", "--skip_training"} & set(flags))
     if issubclass(kind, _GONE_ON_WITH) and values["run-name"] and goes_on:
         stored = user_path(values["runs-dir"] or base.runs_dir) / values["run-name"] / "config.yaml"
         if stored.is_file():
@@ -168,6 +173,8 @@ def _as_asked(stored: Path, base: Any) -> Any:
         again["stage"] = "full"
     elif not _fits(stored, base):
         return base  # it is of another command, which is told later
+    if isinstance(base, CompressOptions):
+        again |= {"mode": "full", "skip_training": False}
     return replace(read_yaml(stored, base), **again)
 
 
@@ -197,6 +204,8 @@ def _run(options: Any) -> None:
         from weightsmith.run.pipeline import run as command
     elif isinstance(options, BaselineOptions):
         from weightsmith.run.baseline import baseline as command
+    elif isinstance(options, CompressOptions):
+        from weightsmith.run.compress import compress as command
     elif isinstance(options, LocateOptions):
         from weightsmith.run.locate import locate as command
     elif isinstance(options, EditOptions):

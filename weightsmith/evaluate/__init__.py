@@ -10,6 +10,7 @@ from weightsmith.evaluate.classification import (
     top,
 )
 from weightsmith.evaluate.confidence import Confidence, calibration_error
+from weightsmith.evaluate.divergence import divergence
 from weightsmith.evaluate.editing import EditReport, editing
 from weightsmith.evaluate.headline import headline
 from weightsmith.evaluate.knowledge import KnowledgeReport, KnowledgeScores, knowledge
@@ -32,6 +33,7 @@ __all__ = [
     "calibration_error",
     "classify",
     "confusion_matrix",
+    "divergence",
     "drift",
     "editing",
     "headline",

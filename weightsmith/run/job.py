@@ -23,10 +23,13 @@ from weightsmith.models import Model, create, load, presets
 from weightsmith.models.store import PRETRAINED
 from weightsmith.request import ImageRequest
 from weightsmith.run.folder import RunFolder
-from weightsmith.run.options import BaselineOptions, RunOptions
+from weightsmith.run.options import BaselineOptions, CompressOptions, RunOptions
 from weightsmith.train import TrainOptions, find_device
 
 _log = logging.getLogger(__name__)
+
+Trains = RunOptions | BaselineOptions | CompressOptions
+"""Options of the commands that train on a data set."""
 
 TRAIN_DEFAULTS = {
     "epochs": 10,
@@ -147,26 +150,26 @@ def model_name(model: str, data_path: str) -> str:
     return "digits" if data_path in ("digits", "coloured-digits") else PRETRAINED
 
 
-def start_of(options: RunOptions | BaselineOptions) -> str:
+def start_of(options: Trains) -> str:
     """The pretrained model that training begins with; "" for fresh weights."""
     name = model_name(options.model, options.data_path or "")
     return "" if name in presets() or name.endswith(".json") else name
 
 
-def image_size_of(options: RunOptions | BaselineOptions) -> int:
+def image_size_of(options: Trains) -> int:
     """Side to which a folder's images are resized on reading: the preset's, else the 224 of pretrained ViTs."""
     entries = presets().get(model_name(options.model, options.data_path or ""), {})
     return int(entries.get("image_size", 224))
 
 
-def train_options(options: RunOptions | BaselineOptions, defaults: dict[str, Any]) -> TrainOptions:
+def train_options(options: Trains, defaults: dict[str, Any]) -> TrainOptions:
     """Hyper-parameters: the user's, else the preset's, else the command's defaults."""
     recipe = presets().get(model_name(options.model, options.data_path or ""), {}).get("training", {})
     given = {name: getattr(options, name) for name in defaults if getattr(options, name) is not None}
     return TrainOptions(seed=options.seed, **(defaults | recipe | given))
 
 
-def new_model(options: RunOptions | BaselineOptions, source: Source, device: str) -> Model:
+def new_model(options: Trains, source: Source, device: str) -> Model:
     """The network to train, on its device."""
     channels = source.part("train").channels
     model = create(model_name(options.model, options.data_path or ""), source.class_names, options.seed, channels)

@@ -1,6 +1,7 @@
 """The options of every command, as dataclasses. Nothing heavy is imported here, so that `--help` answers at once."""
 
 from weightsmith.run.options.ablate import AblateLoraOptions, AblateOptions, AblateReplayOptions
+from weightsmith.run.options.compress import CompressOptions
 from weightsmith.run.options.correct import (
     DEFAULT_DATA,
     STAGE_NAMES,
@@ -43,6 +44,7 @@ __all__ = [
     "BaselineOptions",
     "BenchOptions",
     "CompareOptions",
+    "CompressOptions",
     "DownloadOptions",
     "DrawnOptions",
     "EditOptions",

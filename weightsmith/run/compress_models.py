@@ -1,0 +1,183 @@
+"""The smaller models of `weightsmith compress`: searched for, recovered, and kept with what is known of them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from weightsmith import __version__, report
+from weightsmith.errors import WeightsmithError
+from weightsmith.files import atomic_folder, write_csv, write_json
+from weightsmith.models import Model, load, registered_by, save
+from weightsmith.models.onnx_export import save_onnx
+from weightsmith.prune.search import Circuit
+from weightsmith.run.cells import key_of
+from weightsmith.run.compress_baseline import Baseline
+from weightsmith.run.compress_goals import Goal, recovery
+from weightsmith.run.compress_record import OPTIMIZED, RECORD, Optimized, notes_of
+from weightsmith.run.folder import RunFolder
+from weightsmith.run.options import CompressOptions
+from weightsmith.run.session import flag
+from weightsmith.train import distill
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Workshop:
+    """Where smaller models of one baseline are made."""
+
+    options: CompressOptions
+    folder: RunFolder
+    baseline: Baseline
+
+    def make(self, goals: Sequence[Goal]) -> None:
+        """Make every model that is not there yet. Raises `WeightsmithError` where one of other options is."""
+        waiting = [goal for goal in goals if not self._is_there(goal)]
+        if len(waiting) < len(goals):
+            _log.info("%d of %d smaller models are there already", len(goals) - len(waiting), len(goals))
+        for number, goal in enumerate(waiting, 1):
+            _log.info("model %d of %d: %s", number, len(waiting), goal.name)
+            self._make(goal)
+        if self.options.onnx:
+            for goal in goals:
+                path = self._place(goal) / "model.onnx"
+                if not path.exists():
+                    _log.info("%s", path)
+                    save_onnx(load(self._place(goal)), path)
+
+    def _place(self, goal: Goal) -> Path:
+        return self.folder.path / OPTIMIZED / goal.name
+
+    def _settings(self, goal: Goal) -> dict[str, Any]:
+        """The options that a model depends on; those of the recovery only where there is one."""
+        recover = ("recover_epochs", "recover_lr", "recover_temperature", "recover_label_weight")
+        names = ("analysis_batches", "analysis_batch_size", *(recover if self.options.recover_epochs else ()))
+        return goal.settings(self.options) | {name: getattr(self.options, name) for name in names}
+
+    def _key(self, goal: Goal, recovered: bool = True) -> str:
+        images = goal.images(self.options, self.baseline.split.train)
+        depends: dict[str, Any] = {
+            "version": __version__,
+            "baseline": self.baseline.model.fingerprint(),
+            "images": images.digest(),
+        }
+        depends |= {"method": goal.method, "value": goal.value, **goal.settings(self.options)}
+        if recovered and self.options.recover_epochs:
+            parts = {part: images.digest() for part, images in self.baseline.split.parts().items()}
+            depends |= {"recovery": asdict(recovery(self.options)), "parts": parts}
+        return key_of(depends)
+
+    def _is_there(self, goal: Goal) -> bool:
+        place = self._place(goal)
+        there = Optimized.load(place)
+        if there is None:
+            return False  # nothing, or something that was damaged and is made again
+        if there.key == self._key(goal):
+            return True
+        mine = self._settings(goal)
+        other = [name for name in (*mine, *there.settings) if mine.get(name) != there.settings.get(name)]
+        told = (
+            ", ".join(f"{flag(name)} {there.settings.get(name)}" for name in dict.fromkeys(other)) or "another baseline"
+        )
+        raise WeightsmithError(
+            f"{place} was made with other options ({told}): give the same, --overwrite to make it anew, or another "
+            f"{flag(f'{goal.method}_base_name') if goal.method != 'latency' else '--run-name'}"
+        )
+
+    def _make(self, goal: Goal) -> None:
+        options, baseline = self.options, self.baseline
+        found, model, circuit = self._searched(goal)
+        rows: list[dict[str, float]] = []
+        if options.recover_epochs:
+            history = distill(
+                model,
+                baseline.model,
+                baseline.split.train,
+                baseline.split.val,
+                recovery(options),
+                self._state(goal.name) / "recovery.pt",
+                resume=True,  # a search that was stopped begins anew by itself, so does not what follows it
+                pin_memory=options.pin_memory,
+            )
+            rows = list(history.rows)
+            before, after = rows[0], rows[history.best_epoch]
+            told: dict[str, Any] = {"epochs": options.recover_epochs, "best_epoch": history.best_epoch}
+            told |= {f"{name}_before": before[name] for name in ("val_accuracy", "val_kl")}
+            told |= {f"{name}_after": after[name] for name in ("val_accuracy", "val_kl")}
+            found = replace(found, key=self._key(goal), recovery=told)
+        self._save(found, model, self._place(goal), circuit, rows)
+        self.folder.remove(self._state(goal.name))
+        self.folder.log_event("compress", "optimized", model=goal.name, kl=found.kl.value)
+
+    def _state(self, name: str) -> Path:
+        """Where a model waits between search and recovery."""
+        return self.folder.checkpoints / name
+
+    def _searched(self, goal: Goal) -> tuple[Optimized, Model, Circuit | None]:
+        """(what was found, the model, the circuit); no circuit where a run that was stopped in the recovery had searched."""
+        waiting = self._state(goal.name) / "searched"
+        key = self._key(goal, recovered=False)
+        known = Optimized.load(waiting)
+        if self.options.recover_epochs and known is not None and known.key == key:
+            _log.info("%s: the search is done already", goal.name)
+            return known, load(waiting, device=str(self.baseline.model.device)), None
+        self.folder.remove(self._state(goal.name))
+        images = goal.images(self.options, self.baseline.split.train)
+        try:
+            circuit = goal.circuit(self.options, self.baseline.model, images)
+        except WeightsmithError as error:
+            raise WeightsmithError(f"{goal.name} cannot be made: {error}") from error
+        found = Optimized(
+            name=goal.name,
+            method=goal.method,
+            goal=goal.value,
+            kept=circuit.kept,
+            whole=self.baseline.shape,
+            kl=circuit.kl,
+            info=circuit.info,
+            key=key,
+            baseline=self.baseline.model.fingerprint(),
+            settings=self._settings(goal),
+        )
+        if self.options.recover_epochs:
+            self._save(found, circuit.model, waiting, circuit, [])
+        return found, circuit.model, circuit
+
+    def _save(
+        self, found: Optimized, model: Model, place: Path, circuit: Circuit | None, rows: Sequence[dict[str, float]]
+    ) -> None:
+        """The model's folder, whole or not at all: weights, card, what is kept, and the trail of the search."""
+        waiting = self._state(found.name) / "searched"
+        with atomic_folder(place) as temporary:
+            save(model, temporary, self._card(found, model))
+            write_json(temporary / RECORD, found.to_json())
+            if circuit is None:  # searched before the run was stopped
+                for name in ("search.csv", "scores.csv"):
+                    if (waiting / name).exists():
+                        (temporary / name).write_bytes((waiting / name).read_bytes())
+            else:
+                columns = list(dict.fromkeys(name for row in circuit.rows for name in row))
+                write_csv(temporary / "search.csv", circuit.rows, columns)
+                if circuit.scores is not None:
+                    write_csv(temporary / "scores.csv", circuit.scores.rows())
+            if rows:
+                write_csv(temporary / "recovery.csv", rows)
+
+    def _card(self, found: Optimized, model: Model) -> str:
+        baseline = self.baseline
+        return report.model_card(
+            title=f"{baseline.source.name} classifier, made smaller",
+            base_model=baseline.origin,
+            architecture=f"ViT with {sum(map(len, found.kept.heads))} heads and {sum(map(len, found.kept.neurons))} neurons",
+            data=baseline.source.name,
+            class_names=baseline.source.class_names,
+            channels=baseline.source.part("train").channels,
+            split_rows=baseline.split.info(),
+            notes=notes_of(found),
+            provenance={"made from": found.baseline, "search": found.info, "settings": found.settings},
+            registered_by=registered_by(model),
+        )
