@@ -16,6 +16,7 @@ from rich.text import Text
 
 from weightsmith.circuit import Kept, Shape
 from weightsmith.errors import WeightsmithError
+from weightsmith.report.evaluation_page import short_count
 from weightsmith.report.plots import BLUE, GREY, ORANGE, VERMILION, short, style
 from weightsmith.report.words import Row, number
 
@@ -149,6 +150,7 @@ def shown_models(rows: Sequence[Row]) -> list[dict[str, Any]]:
             "blocks": row["blocks"],
             "MACs kept": _share(row["macs_kept"]),
             "parameters kept": _share(row["parameters_kept"]),
+            "bytes on disk": short_count(number(row["bytes_on_disk"])),
             "KL on judging images, nats": _nats(row, "kl"),
             "KL on held-out images, nats": _nats(row, "kl_held_out"),
             "held out / judging": "" if math.isnan(number(row["kl_ratio"])) else f"{number(row['kl_ratio']):.2f}",

@@ -80,12 +80,14 @@ def model_rows(models: Mapping[str, Optimized], done: Evaluated | None) -> list[
 
 def _row(one: Optimized, name: str, done: Evaluated | None) -> dict[str, object]:
     left, whole = one.kept.shape(one.whole), one.whole
-    held, cost, accuracy = NOTHING, {}, NOTHING
+    held, accuracy = NOTHING, NOTHING
+    cost: dict[str, object] = dict.fromkeys(("parameters", "macs", "bytes_on_disk"), "")
     if done is not None:
         found = done.found
         held = divergence(found.predictions[found.baseline], found.predictions[name])
         accuracy = found.change(name, found.baseline)
-        cost = {"parameters": found.costs[name].parameters, "macs": found.costs[name].macs}
+        counted = found.costs[name]
+        cost = {"parameters": counted.parameters, "macs": counted.macs, "bytes_on_disk": counted.size}
     macs, before = (_number(one.info.get(key)) for key in ("macs", "macs_whole"))
     ratio = held.value / one.kl.value if one.kl.value > 0 and not one.recovery else NOTHING.value
     budget = one.method == "acdc" and one.settings.get("acdc_rule") == "budget" and not one.recovery
