@@ -161,6 +161,17 @@ def shown_models(rows: Sequence[Row]) -> list[dict[str, Any]]:
     ]
 
 
+def agreement_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
+    """Rows of `agreement.csv`, one a method and kind of unit, as a table with a line a method; exact removal is left out."""
+    found: dict[str, dict[str, Any]] = {}
+    for row in rows:
+        if row["method"] != "exact":
+            line = found.setdefault(str(row["method"]), {"score": row["method"]})
+            value = number(row["spearman"])
+            line[f"{row['kind']} ({row['units']})"] = "n/a" if math.isnan(value) else f"{value:.3f}"
+    return list(found.values())
+
+
 def _legend(name: str, row: Row) -> str:
     areas = [f"{key.upper()} {number(row.get(key, '')):.3f}" for key in ("cpr", "cmd")]
     return name if "nan" in " ".join(areas) else f"{name} ({', '.join(areas)})"

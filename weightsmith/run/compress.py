@@ -19,6 +19,7 @@ from weightsmith.run.compress_goals import Goal, check_goals, goals_of, within_r
 from weightsmith.run.compress_models import Workshop
 from weightsmith.run.compress_record import OPTIMIZED, finished
 from weightsmith.run.compress_report import FILES, evaluated_run, model_rows
+from weightsmith.run.compress_study import AGREEMENT, FAITHFULNESS, study
 from weightsmith.run.evaluation import FIGURE, METRICS, PAGE, TABLE
 from weightsmith.run.folder import existing_runs
 from weightsmith.run.job import check_device
@@ -58,6 +59,8 @@ def compress(options: CompressOptions) -> Path:
         base = baseline_of(options, folder, device, notes, reachable)
         if optimizes:
             Workshop(options, folder, base).make(within_reach(goals, options, base.shape, notes))
+            if options.study:
+                study(options, folder, base)
         done = evaluated_run(options, folder, base, notes) if options.mode in ("full", "evaluate") else None
     console = Console()
     rows = model_rows(finished(folder.path, base.model.fingerprint(), []), done)
@@ -99,10 +102,11 @@ def _kin(options: CompressOptions, goals: Sequence[Goal]) -> Kin:
     """What a call replaces with `--overwrite`: what it makes, and what depends on that."""
     inside: list[str] = ["cells"]
     checkpoints: list[str] = []
+    results = list(_EVALUATION)
     if options.mode in ("full", "optimize"):
         inside += [f"{OPTIMIZED}/{glob.escape(goal.name)}" for goal in goals]
         checkpoints += [glob.escape(goal.name) for goal in goals]
-    results = list(_EVALUATION)
+        results += [AGREEMENT, FAITHFULNESS]
     if trains(options):
         inside += [f"{MODELS}/*", f"{OPTIMIZED}/*"]
         checkpoints.append("*")

@@ -115,7 +115,16 @@ def within_reach(goals: Sequence[Goal], options: CompressOptions, shape: Shape, 
 def check_goals(options: CompressOptions) -> None:
     """Everything of the search and the recovery that can be known to be wrong before any work is done."""
     least = dict.fromkeys(
-        ("analysis_batches", "analysis_batch_size", "group", "round_widths", "latency_batch_size", "eval_batch_size"), 1
+        (
+            "analysis_batches",
+            "analysis_batch_size",
+            "group",
+            "round_widths",
+            "latency_batch_size",
+            "eval_batch_size",
+            "study_images",
+        ),
+        1,
     )
     at_least(options, least | {"recover_epochs": 0, "rounds": LEAST_ROUNDS, "tolerance": 0})
     _positive(options, "ridge", "recover_lr")

@@ -13,18 +13,24 @@ from weightsmith import report
 from weightsmith.evaluate import divergence
 from weightsmith.files import read_csv, write_csv, write_json
 from weightsmith.measure.intervals import NOTHING
-from weightsmith.report.compression import MOST_SHOWN, faithfulness_figure, kept_figure, shown_models
+from weightsmith.report.compression import (
+    MOST_SHOWN,
+    agreement_table,
+    faithfulness_figure,
+    kept_figure,
+    shown_models,
+)
 from weightsmith.report.evaluation_page import Section
 from weightsmith.run.cells import columns, stored, told
 from weightsmith.run.compress_baseline import Baseline
 from weightsmith.run.compress_record import Optimized, finished
+from weightsmith.run.compress_study import AGREEMENT, FAITHFULNESS
 from weightsmith.run.evaluation import Evaluated, evaluated
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.options import CompressOptions, EvaluateOptions
 from weightsmith.run.session import flag
 
 MODEL_ROWS, MODEL_METRICS = "compress_metrics.csv", "compress_metrics.json"
-AGREEMENT, FAITHFULNESS = "agreement.csv", "faithfulness.csv"
 FILES = (MODEL_ROWS, MODEL_METRICS, "figures/kept.png", "figures/faithfulness.png")
 
 _FORMAT = "weightsmith-compress-1"
@@ -129,13 +135,15 @@ def _section(
     tables = [("Smaller models, KL with 95% intervals", shown_models(rows), MODEL_ROWS)] if rows else []
     agreement, curves = _left(folder.results / AGREEMENT), _left(folder.results / FAITHFULNESS)
     if agreement:
-        tables.append(("Spearman correlation of scores with exact removal of single units", agreement, AGREEMENT))
+        title = "Spearman correlation of scores with exact removal of single units, by kind of unit"
+        tables.append((title, agreement_table(agreement), AGREEMENT))
     if curves:
-        figure = faithfulness_figure(curves)
+        figure = faithfulness_figure([{**row, "name": row["ranked"], "value": row["faithfulness"]} for row in curves])
         figures.append(
             (
-                "Faithfulness of circuits: 1 is the whole model, 0 what is left when everything is replaced. CPR is the area "
-                "under a curve (more is better), CMD the area between it and 1 (less is better).",
+                "Faithfulness of circuits of the best scored parts, the others replaced by their mean: 1 is the whole model, 0 "
+                "what is left with none of them. Bands are 95% intervals over images. CPR is the area under a curve over "
+                "shares (more is better), CMD the area between it and 1 (less is better).",
                 figure,
             )
         )

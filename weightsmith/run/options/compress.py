@@ -7,7 +7,7 @@ from typing import Literal
 
 from weightsmith.run.options.correct import JobOptions
 
-UnitScore = Literal["gauss-newton", "eap-ig", "eap", "magnitude", "random"]
+UnitScore = Literal["gauss-newton", "task-loss", "eap", "eap-ig", "exact", "magnitude", "random"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,6 +71,11 @@ class CompressOptions(JobOptions):
     """MLP widths are multiples of this: processors are slower in between."""
     cls_only: bool = True
     """Compute only the CLS row from the last attention on, which changes nothing but the time."""
+
+    study: bool = True
+    """Compare every way to score units with exact removal of single ones, and draw how faithful circuits are."""
+    study_images: int = 64
+    """Train images for that."""
 
     recover_epochs: int = 0
     """Epochs of distillation from the baseline on the train part after the removal; the best by validation accuracy stays."""
