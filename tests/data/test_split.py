@@ -5,7 +5,7 @@ import pytest
 
 from weightsmith.data import seal
 from weightsmith.data.images import ImageSet
-from weightsmith.data.split import Source, class_counts, from_arrays, stratified
+from weightsmith.data.split import Source, class_counts, from_arrays, sample, stratified
 from weightsmith.errors import HeldOutError, WeightsmithError
 
 
@@ -90,3 +90,20 @@ def test_info_counts_each_class_of_each_part() -> None:
     for part, images in split.parts().items():
         counted = [row["count"] for row in rows if row["part"] == part and row["class"] != "all"]
         assert sum(counted) == len(images)
+
+
+@pytest.mark.parametrize("count", [1, 3, 7, 50, 299])
+def test_a_sample_of_any_size_has_the_classes_in_proportion(count: int) -> None:
+    images = labelled(random_labels(300, 7))
+    drawn = sample(images, count, seed=0)
+    assert len(drawn) == len(set(drawn.positions.tolist())) == count
+    assert (np.diff(drawn.positions) > 0).all()
+    assert np.abs(class_counts(drawn) - class_counts(images) * count / 300).max() <= 1.5
+
+
+def test_a_sample_depends_on_the_seed_and_is_the_whole_where_there_is_no_more() -> None:
+    images = labelled(random_labels(60, 3))
+    assert sample(images, 20, 1).digest() == sample(images, 20, 1).digest() != sample(images, 20, 2).digest()
+    assert sample(images, 60, 1) is images
+    assert sample(images, 1000, 1) is images
+    assert sample(images.seal(), 10, 1).sealed

@@ -9,7 +9,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import MaxNLocator, NullLocator
 from rich import box
 from rich.table import Table
 from rich.text import Text
@@ -22,6 +22,9 @@ from weightsmith.report.words import Row, number
 
 MOST_SHOWN = 12
 """Models that the figure of what stays can show."""
+
+LEAST_SHOWN = -1.2
+"""Faithfulness below which a curve leaves the figure: a circuit that does worse than none tells no more by how much."""
 
 _COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", ORANGE, "#56B4E9", "black")
 _GONE = "#E6EAEE"
@@ -116,8 +119,11 @@ def faithfulness_figure(curves: Sequence[Row]) -> Figure:
         axes.axhline(0, color=GREY, linewidth=0.9)
         smallest = min((number(row["fraction"]) for row in curves if number(row["fraction"]) > 0), default=0.001)
         axes.set_xscale("symlog", linthresh=smallest)
-        axes.set_xticks([0, *(tick for tick in (0.001, 0.01, 0.1, 1) if tick >= smallest)])
-        axes.set_xticklabels(["0", *(f"{tick:g}" for tick in (0.001, 0.01, 0.1, 1) if tick >= smallest)])
+        ticks = [0, *(tick for tick in (0.001, 0.01, 0.1, 1) if tick >= smallest)]
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.xaxis.set_minor_locator(NullLocator())
+        axes.set_xlim(-0.2 * smallest, 1.15)
+        axes.set_ylim(max(axes.get_ylim()[0], LEAST_SHOWN), None)
         axes.set_xlabel("share that is kept")
         axes.set_ylabel("faithfulness")
         axes.grid(axis="y")
