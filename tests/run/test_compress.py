@@ -7,7 +7,7 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -20,16 +20,19 @@ from weightsmith.data.sources import digits
 from weightsmith.evaluate import answers_of, divergence
 from weightsmith.measure import Cost
 from weightsmith.models import load, save
-from weightsmith.prune import shape_of
-from weightsmith.run import compress_baseline, compress_goals, compress_models, measured
+from weightsmith.prune import METHODS, shape_of
+from weightsmith.run import compress_baseline, compress_goals, compress_models, compress_study, measured
 from weightsmith.run.compress_baseline import resolved
+from weightsmith.run.compress_record import finished
 from weightsmith.run.options import CompressOptions
+from weightsmith.run.options.compress import UnitScore
 
 NAMES = ("acdc_threshold_0.05", "eap_keep_0.6")
 FILES = (
     "evaluation_results.png", "evaluation_metrics.json", "evaluation_metrics.csv", "report.html", "compress_metrics.json",
-    "compress_metrics.csv", "training_metrics.csv", "data_split.json", "data_split_indices.npz", "data_split_info.csv",
-    "figures/kept.png", "config.yaml", "env.json", "events.jsonl", "log.txt",
+    "compress_metrics.csv", "training_metrics.csv", "agreement.csv", "faithfulness.csv", "data_split.json",
+    "data_split_indices.npz", "data_split_info.csv", "figures/kept.png", "figures/faithfulness.png", "config.yaml",
+    "env.json", "events.jsonl", "log.txt",
 )  # fmt: skip
 
 
@@ -39,7 +42,7 @@ def flags(folder: Path, *more: object) -> list[object]:
     return [
         "compress", "--model", model, "--epochs", 2, "--lr", 3e-3, "--batch-size", 64, "--rounds", 6, "--device", "cpu",
         "--runs-dir", folder / "runs", "--analysis-batches", 2, "--round-widths", 4, "--acdc-thresholds", 0.05,
-        "--eap-keep-ratios", 0.6, "--run-name", "c", *more,
+        "--eap-keep-ratios", 0.6, "--study-images", 24, "--run-name", "c", *more,
     ]  # fmt: skip
 
 
@@ -103,8 +106,10 @@ def test_a_run_is_one_folder(compressed: Path) -> None:
         assert all((place / file).stat().st_size for file in ("kept.json", "README.md", "search.csv", "config.json"))
     assert not [path for path in run.rglob("*") if path.name.endswith((".tmp", ".old"))]
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert page.count('src="data:image/png;base64,') == 2
-    for words in ("Smaller models", "Fastest within the tolerance", "What stays of heads", "The KL budget holds on"):
+    assert page.count('src="data:image/png;base64,') == 3
+    for words in (
+        "Smaller models", "Fastest within the tolerance", "What stays of heads", "The KL budget holds on", "Spearman", "CPR",
+    ):  # fmt: skip
         assert words in page
     card = (run / "optimized_models" / NAMES[0] / "README.md").read_text(encoding="utf-8")
     for words in ("heads", "stay", "Mean KL divergence", "of the multiplications"):
@@ -156,8 +161,9 @@ def test_evaluate_finds_the_same_images(weightsmith, compressed: Path, tmp_path:
         assert mine["measures"]["accuracy"] == other["measures"]["accuracy"]
 
 
-def test_searches_see_train_images_only(
-    weightsmith, compressed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("part", ["train", "val"])
+def test_searches_see_images_of_one_part_only(
+    weightsmith, compressed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
 ) -> None:
     seen: list[ImageSet] = []
     real = compress_goals.acdc_circuit
@@ -167,14 +173,32 @@ def test_searches_see_train_images_only(
         return real(model, images, *given, **more)
 
     monkeypatch.setattr(compress_goals, "acdc_circuit", watched)
-    checkpoint = ["--checkpoint", compressed / "runs" / "c" / "models" / "baseline"]
-    outcome = weightsmith(*flags(tmp_path, "--mode", "full", "--method", "acdc", *checkpoint))
+    run = tmp_path / "runs" / "c"
+    save(load(compressed / "runs" / "c" / "models" / "baseline"), run / "models" / "baseline")
+    given = ["--mode", "optimize", "--method", "acdc", "--no-study", "--analysis-from", part]
+    outcome = weightsmith(*flags(tmp_path, *given))
     assert outcome.status == 0, outcome.err
-    split = digits().split(0.2, 42)
+    assert not (run / "agreement.csv").exists()
     (images,) = seen
     assert len(images) == 64
-    assert images.overlaps(split.train) == 64
-    assert images.overlaps(split.val) == images.overlaps(split.held_out) == 0
+    overlaps = {name: images.overlaps(one) for name, one in digits().split(0.2, 42).parts().items()}
+    assert overlaps == {"train": 0, "val": 0, "held_out": 0} | {part: 64}
+
+
+def test_what_scores_are_worth_is_told(compressed: Path) -> None:
+    run = compressed / "runs" / "c"
+    table = rows(run / "agreement.csv")
+    assert {row["method"] for row in table} == set(METHODS) == set(get_args(UnitScore))
+    assert all(row["spearman"] == "" or -1 <= float(row["spearman"]) <= 1 for row in table)
+    assert all(float(row["spearman"]) == 1 for row in table if row["method"] == "exact" and row["spearman"])
+    curves = rows(run / "faithfulness.csv")
+    names = {row["ranked"] for row in curves}
+    assert {name.partition(",")[0] for name in names} == {"heads and neurons", "edges"}
+    for name in names:
+        ends = [
+            float(row["faithfulness"]) for row in curves if row["ranked"] == name and row["fraction"] in ("0.0", "1.0")
+        ]
+        assert ends == pytest.approx([0, 1], abs=1e-4)
 
 
 # --- stages, and going on -------------------------------------------------------------------------------------------
@@ -189,11 +213,11 @@ def test_stages_one_after_another(weightsmith, tmp_path: Path, monkeypatch: pyte
     monkeypatch.setattr(compress_baseline, "fit", never)
     # Nothing but the place is needed to go on; what is said holds for this call.
     there = ["compress", "--runs-dir", tmp_path / "runs", "--run-name", "c"]
-    outcome = weightsmith(*there, "--mode", "optimize", "--method", "eap")
+    outcome = weightsmith(*there, "--mode", "optimize", "--method", "eap", "--no-study")
     assert outcome.status == 0, outcome.err
     assert places(run) == ["eap_keep_0.6"]
     assert "eap_keep_0.6" in outcome.out
-    outcome = weightsmith(*there, "--mode", "optimize", "--eap-keep-ratios", 0.5, "--method", "eap")
+    outcome = weightsmith(*there, "--mode", "optimize", "--eap-keep-ratios", 0.5, "--method", "eap", "--no-study")
     assert outcome.status == 0, outcome.err
     assert places(run) == ["eap_keep_0.5", "eap_keep_0.6"]
     outcome = weightsmith(*there, "--mode", "evaluate")
@@ -208,7 +232,7 @@ def test_what_is_finished_is_not_made_again(weightsmith, copied: Path, monkeypat
     before = {path: path.read_bytes() for path in run.rglob("*.safetensors")}
     for module, name in (
         (compress_baseline, "fit"), (compress_goals, "acdc_circuit"), (compress_goals, "eap_circuit"),
-        (measured, "latencies"), (measured, "answers_of"),
+        (measured, "latencies"), (measured, "answers_of"), (compress_study, "agreement"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, never)
     page = (run / "report.html").read_text(encoding="utf-8")
@@ -228,11 +252,11 @@ def test_a_stopped_search_starts_that_model_again(
     run, baseline = tmp_path / "runs" / "c", compressed / "runs" / "c" / "models" / "baseline"
     with monkeypatch.context() as patched:
         patched.setattr(compress_goals, "eap_circuit", stopped)
-        assert weightsmith(*flags(tmp_path, "--checkpoint", baseline)).status == 130
+        assert weightsmith(*flags(tmp_path, "--checkpoint", baseline, "--no-study")).status == 130
     assert places(run) == [NAMES[0]]
     before = (run / "optimized_models" / NAMES[0] / "kept.json").read_bytes()
     monkeypatch.setattr(compress_goals, "acdc_circuit", never)
-    outcome = weightsmith(*flags(tmp_path, "--checkpoint", baseline, "--resume"))
+    outcome = weightsmith(*flags(tmp_path, "--checkpoint", baseline, "--no-study", "--resume"))
     assert outcome.status == 0, outcome.err
     assert places(run) == list(NAMES)
     assert (run / "optimized_models" / NAMES[0] / "kept.json").read_bytes() == before
@@ -241,11 +265,12 @@ def test_a_stopped_search_starts_that_model_again(
 def test_a_damaged_record_is_made_again(weightsmith, copied: Path) -> None:
     place = copied / "runs" / "c" / "optimized_models" / NAMES[1]
     before = load(place).fingerprint()
+    baseline = read(place / "kept.json")["baseline"]
     (place / "kept.json").write_text("{")
-    outcome = weightsmith("compress", "--runs-dir", copied / "runs", "--run-name", "c", "--mode", "evaluate")
-    assert outcome.status == 0, outcome.err
-    assert any(NAMES[1] in note for note in read(copied / "runs" / "c" / "evaluation_metrics.json")["notes"])
-    outcome = weightsmith("compress", "--runs-dir", copied / "runs", "--run-name", "c", "--resume")
+    notes: list[str] = []
+    assert [one.name for one in finished(copied / "runs" / "c", baseline, notes).values()] == [NAMES[0]]
+    assert notes == [f"Left out: {NAMES[1]} is not finished, or its kept.json is damaged."]
+    outcome = weightsmith("compress", "--runs-dir", copied / "runs", "--run-name", "c", "--mode", "optimize")
     assert outcome.status == 0, outcome.err
     assert read(place / "kept.json")["name"] == NAMES[1]
     assert load(place).fingerprint() == before
@@ -263,7 +288,9 @@ def test_other_options_do_not_replace_what_is_there(weightsmith, copied: Path) -
     assert_refused(weightsmith(*there, "--resume", "--epochs", 3), ["other options (--epochs 2)"])
     assert (run / "config.yaml").read_bytes() == config
     kept = (run / "models" / "baseline" / "model.safetensors").read_bytes()
-    outcome = weightsmith(*there, "--mode", "optimize", "--method", "acdc", "--fold", "mean", "--overwrite")
+    outcome = weightsmith(
+        *there, "--mode", "optimize", "--method", "acdc", "--fold", "mean", "--no-study", "--overwrite"
+    )
     assert outcome.status == 0, outcome.err
     assert read(run / "optimized_models" / NAMES[0] / "kept.json")["settings"]["fold"] == "mean"
     assert read(run / "optimized_models" / NAMES[1] / "kept.json")["settings"]["fold"] == "ridge"
@@ -314,22 +341,21 @@ def test_a_checkpoint_is_the_baseline(weightsmith, compressed: Path, tmp_path: P
 def test_a_baseline_that_somebody_put_there(weightsmith, compressed: Path, tmp_path: Path) -> None:
     place = tmp_path / "runs" / "c" / "models" / "baseline"
     save(load(compressed / "runs" / "c" / "models" / "baseline"), place)
-    outcome = weightsmith(*flags(tmp_path, "--skip-training", "--method", "eap"))
+    outcome = weightsmith(*flags(tmp_path, "--skip-training", "--method", "eap", "--no-study"))
     assert outcome.status == 0, outcome.err
     notes = read(tmp_path / "runs" / "c" / "evaluation_metrics.json")["notes"]
     assert "What baseline was trained on is not recorded." in notes
 
 
-def test_models_of_another_baseline_are_left_out(weightsmith, copied: Path, tmp_path: Path) -> None:
+def test_models_of_another_baseline_are_left_out(copied: Path) -> None:
     run = copied / "runs" / "c"
     place = run / "optimized_models" / NAMES[0]
     record = read(place / "kept.json")
     (place / "kept.json").write_text(json.dumps(record | {"baseline": "0" * 64}))
-    outcome = weightsmith("compress", "--runs-dir", copied / "runs", "--run-name", "c", "--mode", "evaluate")
-    assert outcome.status == 0, outcome.err
-    metrics = read(run / "evaluation_metrics.json")
-    assert [one["name"] for one in metrics["models"]] == ["baseline", NAMES[1]]
-    assert any("another baseline" in note for note in metrics["notes"])
+    (run / "optimized_models" / f".{NAMES[0]}.killed.tmp").mkdir()
+    notes: list[str] = []
+    assert [one.name for one in finished(run, record["baseline"], notes).values()] == [NAMES[1]]
+    assert notes == [f"Left out: {NAMES[0]} was made from another baseline."]
 
 
 # --- recovery, ONNX, sweeps -----------------------------------------------------------------------------------------
@@ -342,7 +368,7 @@ def test_recovery_never_harms_on_validation_images_and_goes_on(
         raise KeyboardInterrupt
 
     baseline = compressed / "runs" / "c" / "models" / "baseline"
-    given = ["--checkpoint", baseline, "--method", "eap", "--recover-epochs", 2, "--recover-lr", 1e-3]
+    given = ["--checkpoint", baseline, "--method", "eap", "--no-study", "--recover-epochs", 2, "--recover-lr", 1e-3]
     with monkeypatch.context() as patched:
         patched.setattr(compress_models, "distill", stopped)
         assert weightsmith(*flags(tmp_path, *given)).status == 130
@@ -368,7 +394,18 @@ def test_onnx_is_written_beside_a_model_that_is_there(
 ) -> None:
     runtime = pytest.importorskip("onnxruntime")
     pytest.importorskip("onnxscript")
-    given = ["--runs-dir", copied / "runs", "--run-name", "c", "--mode", "optimize", "--method", "eap", "--onnx"]
+    given = [
+        "--runs-dir",
+        copied / "runs",
+        "--run-name",
+        "c",
+        "--mode",
+        "optimize",
+        "--method",
+        "eap",
+        "--no-study",
+        "--onnx",
+    ]
     outcome = weightsmith("compress", *given)
     assert outcome.status == 0, outcome.err
     place = copied / "runs" / "c" / "optimized_models" / NAMES[1]
@@ -531,7 +568,7 @@ def test_tiny_imagenet_has_its_own_model_and_holds_its_validation_part_out(
     assert (options.model, options.held_out_from) == ("tiny-imagenet", "val")
     assert resolved(CompressOptions(data_path=str(photographs), model="small")).model == "small"
     assert resolved(CompressOptions()).held_out_from == "train"
-    outcome = weightsmith(*flags(tmp_path, "--data-path", photographs, "--method", "eap"))
+    outcome = weightsmith(*flags(tmp_path, "--data-path", photographs, "--method", "eap", "--no-study"))
     assert outcome.status == 0, outcome.err
     run = tmp_path / "runs" / "c"
     split = read(run / "data_split.json")["parts"]

@@ -148,3 +148,11 @@ def test_what_is_refused(
     for wrong in ({"temperature": 0.0}, {"temperature": math.inf}, {"label_weight": 1.5}, {"label_weight": math.nan}):
         with pytest.raises(WeightsmithError, match="distillation"):
             DistillOptions(**wrong)
+
+
+def test_a_rate_that_is_too_high_is_named_as_the_user_gave_it(
+    pair: Callable[[], tuple[Model, Model]], parts: tuple[ImageSet, ImageSet], tmp_path: Path
+) -> None:
+    teacher, student = pair()
+    with pytest.raises(WeightsmithError, match="--recover-lr"):
+        distill(student, teacher, *parts, replace(OPTIONS, lr=1e30), tmp_path / "c.pt")

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from weightsmith.circuit import Shape
 from weightsmith.data.images import ImageSet
-from weightsmith.data.split import sample
+from weightsmith.data.split import Split, sample
 from weightsmith.errors import WeightsmithError
 from weightsmith.measure.latency import LEAST_ROUNDS
 from weightsmith.models import Model
@@ -44,10 +44,11 @@ class Goal:
     name: str
     swept: bool = False
 
-    def images(self, options: CompressOptions, train: ImageSet) -> ImageSet:
-        """The calibration images, a stratified sample of the train part that depends on the seed alone."""
+    def images(self, options: CompressOptions, split: Split) -> ImageSet:
+        """The calibration images, a stratified sample of the train or validation part that depends on the seed alone."""
+        part = {"train": split.train, "val": split.val}[options.analysis_from]
         batches = options.analysis_batches or _BATCHES[self.method]
-        return sample(train, batches * options.analysis_batch_size, options.seed)
+        return sample(part, batches * options.analysis_batch_size, options.seed)
 
     def settings(self, options: CompressOptions) -> dict[str, Any]:
         """The options, by name, that the search's result depends on beside model and images."""

@@ -55,11 +55,16 @@ class Workshop:
     def _settings(self, goal: Goal) -> dict[str, Any]:
         """The options that a model depends on; those of the recovery only where there is one."""
         recover = ("recover_epochs", "recover_lr", "recover_temperature", "recover_label_weight")
-        names = ("analysis_batches", "analysis_batch_size", *(recover if self.options.recover_epochs else ()))
+        names = (
+            "analysis_from",
+            "analysis_batches",
+            "analysis_batch_size",
+            *(recover if self.options.recover_epochs else ()),
+        )
         return goal.settings(self.options) | {name: getattr(self.options, name) for name in names}
 
     def _key(self, goal: Goal, recovered: bool = True) -> str:
-        images = goal.images(self.options, self.baseline.split.train)
+        images = goal.images(self.options, self.baseline.split)
         depends: dict[str, Any] = {
             "version": __version__,
             "baseline": self.baseline.model.fingerprint(),
@@ -126,7 +131,7 @@ class Workshop:
             _log.info("%s: the search is done already", goal.name)
             return known, load(waiting, device=str(self.baseline.model.device)), None
         self.folder.remove(self._state(goal.name))
-        images = goal.images(self.options, self.baseline.split.train)
+        images = goal.images(self.options, self.baseline.split)
         try:
             circuit = goal.circuit(self.options, self.baseline.model, images)
         except WeightsmithError as error:

@@ -37,12 +37,13 @@ _EDGE_METHODS = ("eap-ig", "gauss-newton")
 
 
 def study(options: CompressOptions, folder: RunFolder, base: Baseline) -> None:
-    """`agreement.csv` and `faithfulness.csv`, unless they are there, from a sample of train images.
+    """`agreement.csv` and `faithfulness.csv`, unless they are there, from a sample of the images that searches see.
 
     Raises:
         WeightsmithError: a model whose answers are no finite numbers.
     """
-    images, model = sample(base.split.train, options.study_images, options.seed), base.model
+    part = {"train": base.split.train, "val": base.split.val}[options.analysis_from]
+    images, model = sample(part, options.study_images, options.seed), base.model
     group = max(options.group, math.ceil(sum(base.shape.neurons) / _MOST_GROUPS))
     depends = {"version": __version__, "baseline": model.fingerprint(), "images": images.digest()}
     key, place = key_of({**depends, "group": group, "seed": options.seed}), folder.path / "cells" / _DONE

@@ -86,6 +86,7 @@ def distill(
 
 
 class _Distilling(ImageTraining):
+    rate_flag = "--recover-lr"
     data_words = {**ImageTraining.data_words, "teacher": "another model to learn from"}  # noqa: RUF012
 
     def __init__(

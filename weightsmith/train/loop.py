@@ -94,6 +94,8 @@ class Training(ABC):
 
     data_words: ClassVar[Mapping[str, str]]
     """Entry of the match record → what a refusal says when it differs."""
+    rate_flag: ClassVar[str] = "--lr"
+    """How a user says the learning rate."""
 
     def __init__(
         self,
@@ -181,7 +183,7 @@ class Training(ABC):
         if not bool(torch.isfinite(batch.loss)):
             raise WeightsmithError(
                 f"the training loss became {batch.loss.item()} in epoch {self.state.epoch + 1}: "
-                f"give a smaller --lr than {self.options.lr:g}"
+                f"give a smaller {self.rate_flag} than {self.options.lr:g}"
             )
         self.optimizer.zero_grad(set_to_none=True)
         self.scaler.scale(batch.loss).backward()  # type: ignore[no-untyped-call]

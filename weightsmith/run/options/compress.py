@@ -57,8 +57,11 @@ class CompressOptions(JobOptions):
     """Score units for the cross-entropy with the labels instead of the KL divergence from the baseline."""
     eap_score: UnitScore = "gauss-newton"
     """How heads and neurons are scored for keep ratios."""
+    analysis_from: Literal["train", "val"] = "train"
+    """Where the images come from that a search sees: a model that knows its train part by heart changes less there than on
+    images that it has not learned from, so that a budget kept on val holds better on new images."""
     analysis_batches: int | None = None
-    """Batches of train images that a search sees [acdc 30, eap and latency 20]."""
+    """Batches of images that a search sees [acdc 30, eap and latency 20], all of the part where it has no more."""
     analysis_batch_size: int = 32
     """Images in each of them."""
     latency_batch_size: int = 8
@@ -75,7 +78,7 @@ class CompressOptions(JobOptions):
     study: bool = True
     """Compare every way to score units with exact removal of single ones, and draw how faithful circuits are."""
     study_images: int = 64
-    """Train images for that."""
+    """Images for that."""
 
     recover_epochs: int = 0
     """Epochs of distillation from the baseline on the train part after the removal; the best by validation accuracy stays."""
