@@ -14,7 +14,7 @@ from weightsmith.files import atomic_folder, write_csv, write_json
 from weightsmith.models import Model, load, registered_by, save
 from weightsmith.models.onnx_export import save_onnx
 from weightsmith.prune.search import Circuit
-from weightsmith.run.cells import key_of
+from weightsmith.run.cells import key_of, told
 from weightsmith.run.compress_baseline import Baseline
 from weightsmith.run.compress_goals import Goal, recovery
 from weightsmith.run.compress_record import OPTIMIZED, RECORD, Optimized, notes_of
@@ -85,11 +85,11 @@ class Workshop:
             return True
         mine = self._settings(goal)
         other = [name for name in (*mine, *there.settings) if mine.get(name) != there.settings.get(name)]
-        told = (
+        said = (
             ", ".join(f"{flag(name)} {there.settings.get(name)}" for name in dict.fromkeys(other)) or "another baseline"
         )
         raise WeightsmithError(
-            f"{place} was made with other options ({told}): give the same, --overwrite to make it anew, or another "
+            f"{place} was made with other options ({said}): give the same, --overwrite to make it anew, or another "
             f"{flag(f'{goal.method}_base_name') if goal.method != 'latency' else '--run-name'}"
         )
 
@@ -110,10 +110,10 @@ class Workshop:
             )
             rows = list(history.rows)
             before, after = rows[0], rows[history.best_epoch]
-            told: dict[str, Any] = {"epochs": options.recover_epochs, "best_epoch": history.best_epoch}
-            told |= {f"{name}_before": before[name] for name in ("val_accuracy", "val_kl")}
-            told |= {f"{name}_after": after[name] for name in ("val_accuracy", "val_kl")}
-            found = replace(found, key=self._key(goal), recovery=told)
+            change: dict[str, Any] = {"epochs": options.recover_epochs, "best_epoch": history.best_epoch}
+            change |= {f"{name}_before": before[name] for name in ("val_accuracy", "val_kl")}
+            change |= {f"{name}_after": after[name] for name in ("val_accuracy", "val_kl")}
+            found = replace(found, key=self._key(goal), recovery=change)
         self._save(found, model, self._place(goal), circuit, rows)
         self.folder.remove(self._state(goal.name))
         self.folder.log_event("compress", "optimized", model=goal.name, kl=found.kl.value)
@@ -170,7 +170,7 @@ class Workshop:
                 if circuit.scores is not None:
                     write_csv(temporary / "scores.csv", circuit.scores.rows())
             if rows:
-                write_csv(temporary / "recovery.csv", rows)
+                write_csv(temporary / "recovery.csv", [{name: told(one) for name, one in row.items()} for row in rows])
 
     def _card(self, found: Optimized, model: Model) -> str:
         baseline = self.baseline
