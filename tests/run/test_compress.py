@@ -161,28 +161,27 @@ def test_evaluate_finds_the_same_images(weightsmith, compressed: Path, tmp_path:
         assert mine["measures"]["accuracy"] == other["measures"]["accuracy"]
 
 
-@pytest.mark.parametrize("part", ["train", "val"])
-def test_searches_see_images_of_one_part_only(
-    weightsmith, compressed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, part: str
+def test_searches_fit_to_train_and_are_judged_by_val(
+    weightsmith, compressed: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen: list[ImageSet] = []
-    real = compress_goals.acdc_circuit
+    real = compress_goals.within_kl
 
-    def watched(model: Any, images: ImageSet, *given: Any, **more: Any) -> Any:
-        seen.append(images)
-        return real(model, images, *given, **more)
+    def watched(model: Any, images: ImageSet, *given: Any, judging: ImageSet) -> Any:
+        seen.extend([images, judging])
+        return real(model, images, *given, judging=judging)
 
-    monkeypatch.setattr(compress_goals, "acdc_circuit", watched)
+    monkeypatch.setattr(compress_goals, "within_kl", watched)
     run = tmp_path / "runs" / "c"
     save(load(compressed / "runs" / "c" / "models" / "baseline"), run / "models" / "baseline")
-    given = ["--mode", "optimize", "--method", "acdc", "--no-study", "--analysis-from", part]
+    given = ["--mode", "optimize", "--method", "acdc", "--no-study", "--judging-images", 40]
     outcome = weightsmith(*flags(tmp_path, *given))
     assert outcome.status == 0, outcome.err
     assert not (run / "agreement.csv").exists()
-    (images,) = seen
-    assert len(images) == 64
-    overlaps = {name: images.overlaps(one) for name, one in digits().split(0.2, 42).parts().items()}
-    assert overlaps == {"train": 0, "val": 0, "held_out": 0} | {part: 64}
+    images, judging = seen
+    parts = digits().split(0.2, 42).parts()
+    assert {name: images.overlaps(one) for name, one in parts.items()} == {"train": 64, "val": 0, "held_out": 0}
+    assert {name: judging.overlaps(one) for name, one in parts.items()} == {"train": 0, "val": 40, "held_out": 0}
 
 
 def test_what_scores_are_worth_is_told(compressed: Path) -> None:
@@ -231,7 +230,7 @@ def test_what_is_finished_is_not_made_again(weightsmith, copied: Path, monkeypat
     run = copied / "runs" / "c"
     before = {path: path.read_bytes() for path in run.rglob("*.safetensors")}
     for module, name in (
-        (compress_baseline, "fit"), (compress_goals, "acdc_circuit"), (compress_goals, "eap_circuit"),
+        (compress_baseline, "fit"), (compress_goals, "within_kl"), (compress_goals, "within_macs"),
         (measured, "latencies"), (measured, "answers_of"), (compress_study, "agreement"),
     ):  # fmt: skip
         monkeypatch.setattr(module, name, never)
@@ -251,11 +250,11 @@ def test_a_stopped_search_starts_that_model_again(
 
     run, baseline = tmp_path / "runs" / "c", compressed / "runs" / "c" / "models" / "baseline"
     with monkeypatch.context() as patched:
-        patched.setattr(compress_goals, "eap_circuit", stopped)
+        patched.setattr(compress_goals, "within_macs", stopped)
         assert weightsmith(*flags(tmp_path, "--checkpoint", baseline, "--no-study")).status == 130
     assert places(run) == [NAMES[0]]
     before = (run / "optimized_models" / NAMES[0] / "kept.json").read_bytes()
-    monkeypatch.setattr(compress_goals, "acdc_circuit", never)
+    monkeypatch.setattr(compress_goals, "within_kl", never)
     outcome = weightsmith(*flags(tmp_path, "--checkpoint", baseline, "--no-study", "--resume"))
     assert outcome.status == 0, outcome.err
     assert places(run) == list(NAMES)
@@ -306,7 +305,7 @@ def test_overwriting_that_fails_leaves_what_was_there(
 
     run = copied / "runs" / "c"
     before = {path.name: path.read_bytes() for path in run.glob("optimized_models/*/kept.json")}
-    monkeypatch.setattr(compress_goals, "eap_circuit", fails)
+    monkeypatch.setattr(compress_goals, "within_macs", fails)
     with pytest.raises(RuntimeError, match="in the middle"):
         weightsmith(*flags(copied, "--overwrite"))
     assert {path.name: path.read_bytes() for path in run.glob("optimized_models/*/kept.json")} == before
@@ -374,7 +373,7 @@ def test_recovery_never_harms_on_validation_images_and_goes_on(
         assert weightsmith(*flags(tmp_path, *given)).status == 130
     run = tmp_path / "runs" / "c"
     assert not any(run.glob("optimized_models/*"))
-    monkeypatch.setattr(compress_goals, "eap_circuit", never)  # the search is kept
+    monkeypatch.setattr(compress_goals, "within_macs", never)  # the search is kept
     outcome = weightsmith(*flags(tmp_path, *given, "--resume"))
     assert outcome.status == 0, outcome.err
     place = run / "optimized_models" / NAMES[1]

@@ -14,7 +14,7 @@ from weightsmith.errors import WeightsmithError
 from weightsmith.measure.latency import LEAST_ROUNDS
 from weightsmith.models import Model
 from weightsmith.models.onnx_export import require_onnx
-from weightsmith.prune.search import Circuit, acdc_circuit, eap_circuit, latency_circuit
+from weightsmith.prune import Circuit, Ways, by_steps, within_kl, within_macs, within_time
 from weightsmith.run.job import TRAIN_DEFAULTS, train_options
 from weightsmith.run.options import CompressOptions
 from weightsmith.run.session import at_least, distinct, flag
@@ -45,10 +45,13 @@ class Goal:
     swept: bool = False
 
     def images(self, options: CompressOptions, split: Split) -> ImageSet:
-        """The calibration images, a stratified sample of the train or validation part that depends on the seed alone."""
-        part = {"train": split.train, "val": split.val}[options.analysis_from]
+        """What maps are fitted to and units are scored on: a stratified sample of train that depends on the seed alone."""
         batches = options.analysis_batches or _BATCHES[self.method]
-        return sample(part, batches * options.analysis_batch_size, options.seed)
+        return sample(split.train, batches * options.analysis_batch_size, options.seed)
+
+    def judging(self, options: CompressOptions, split: Split) -> ImageSet:
+        """What attempts are judged by: a stratified sample of the validation part, which no weight was fitted to."""
+        return sample(split.val, options.judging_images, options.seed)
 
     def settings(self, options: CompressOptions) -> dict[str, Any]:
         """The options, by name, that the search's result depends on beside model and images."""
@@ -60,21 +63,24 @@ class Goal:
         }[self.method]
         return {name: getattr(options, name) for name in names}
 
-    def circuit(self, options: CompressOptions, model: Model, images: ImageSet) -> Circuit:
+    def circuit(self, options: CompressOptions, model: Model, split: Split) -> Circuit:
         """Search. Raises `WeightsmithError` where nothing reaches the goal."""
-        common: dict[str, Any] = {
-            "fold": options.fold,
-            "ridge": options.ridge,
-            "cls_only": options.cls_only,
-            "multiple": options.round_widths,
-            "seed": options.seed,
-        }
+        images, judging = self.images(options, split), self.judging(options, split)
+        ways = Ways(
+            fold=options.fold,
+            ridge=options.ridge,
+            cls_only=options.cls_only,
+            multiple=options.round_widths,
+            seed=options.seed,
+        )
+        if self.method == "acdc" and options.acdc_rule == "step":
+            return by_steps(model, images, self.value, ways, judging=judging, group=options.group)
         if self.method == "acdc":
-            return acdc_circuit(model, images, self.value, rule=options.acdc_rule, group=options.group, **common)
+            return within_kl(model, images, self.value, ways, judging=judging)
         if self.method == "eap":
-            loss: Literal["kl", "task"] = "task" if options.use_task_loss else "kl"
-            return eap_circuit(model, images, self.value, loss=loss, score=options.eap_score, **common)
-        return latency_circuit(model, images, self.value, batch_size=options.latency_batch_size, **common)
+            ways = replace(ways, score="task-loss" if options.use_task_loss else options.eap_score)
+            return within_macs(model, images, self.value, ways, judging=judging)
+        return within_time(model, images, self.value, ways, judging=judging, batch_size=options.latency_batch_size)
 
 
 def goals_of(options: CompressOptions) -> list[Goal]:
@@ -124,6 +130,7 @@ def check_goals(options: CompressOptions) -> None:
             "latency_batch_size",
             "eval_batch_size",
             "study_images",
+            "judging_images",
         ),
         1,
     )

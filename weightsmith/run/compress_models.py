@@ -13,7 +13,7 @@ from weightsmith.errors import WeightsmithError
 from weightsmith.files import atomic_folder, write_csv, write_json
 from weightsmith.models import Model, load, registered_by, save
 from weightsmith.models.onnx_export import save_onnx
-from weightsmith.prune.search import Circuit
+from weightsmith.prune import Circuit
 from weightsmith.run.cells import key_of, told
 from weightsmith.run.compress_baseline import Baseline
 from weightsmith.run.compress_goals import Goal, recovery
@@ -56,7 +56,7 @@ class Workshop:
         """The options that a model depends on; those of the recovery only where there is one."""
         recover = ("recover_epochs", "recover_lr", "recover_temperature", "recover_label_weight")
         names = (
-            "analysis_from",
+            "judging_images",
             "analysis_batches",
             "analysis_batch_size",
             *(recover if self.options.recover_epochs else ()),
@@ -64,11 +64,13 @@ class Workshop:
         return goal.settings(self.options) | {name: getattr(self.options, name) for name in names}
 
     def _key(self, goal: Goal, recovered: bool = True) -> str:
-        images = goal.images(self.options, self.baseline.split)
+        split = self.baseline.split
+        images, judging = goal.images(self.options, split), goal.judging(self.options, split)
         depends: dict[str, Any] = {
             "version": __version__,
             "baseline": self.baseline.model.fingerprint(),
             "images": images.digest(),
+            "judging": judging.digest(),
         }
         depends |= {"method": goal.method, "value": goal.value, **goal.settings(self.options)}
         if recovered and self.options.recover_epochs:
@@ -131,9 +133,8 @@ class Workshop:
             _log.info("%s: the search is done already", goal.name)
             return known, load(waiting, device=str(self.baseline.model.device)), None
         self.folder.remove(self._state(goal.name))
-        images = goal.images(self.options, self.baseline.split)
         try:
-            circuit = goal.circuit(self.options, self.baseline.model, images)
+            circuit = goal.circuit(self.options, self.baseline.model, self.baseline.split)
         except WeightsmithError as error:
             raise WeightsmithError(f"{goal.name} cannot be made: {error}") from error
         found = Optimized(

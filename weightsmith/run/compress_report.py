@@ -37,8 +37,8 @@ _FORMAT = "weightsmith-compress-1"
 _FLAGS = {"acdc": "acdc_thresholds", "eap": "eap_keep_ratios", "latency": "latency_ratios"}
 _ABOUT = (
     "Smaller vision transformers, made by taking heads, MLP neurons and blocks out of the weights. KL is the mean divergence "
-    "of a model's class probabilities from the baseline's; judging images are those of the train or validation part that the "
-    "search judged its result by."
+    "of a model's class probabilities from the baseline's; judging images are those of the validation part that the "
+    "search judged its attempts by."
 )
 
 

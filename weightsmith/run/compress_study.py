@@ -37,13 +37,12 @@ _EDGE_METHODS = ("eap-ig", "gauss-newton")
 
 
 def study(options: CompressOptions, folder: RunFolder, base: Baseline) -> None:
-    """`agreement.csv` and `faithfulness.csv`, unless they are there, from a sample of the images that searches see.
+    """`agreement.csv` and `faithfulness.csv`, unless they are there, from a sample of the validation images.
 
     Raises:
         WeightsmithError: a model whose answers are no finite numbers.
     """
-    part = {"train": base.split.train, "val": base.split.val}[options.analysis_from]
-    images, model = sample(part, options.study_images, options.seed), base.model
+    images, model = sample(base.split.val, options.study_images, options.seed), base.model
     group = max(options.group, math.ceil(sum(base.shape.neurons) / _MOST_GROUPS))
     depends = {"version": __version__, "baseline": model.fingerprint(), "images": images.digest()}
     key, place = key_of({**depends, "group": group, "seed": options.seed}), folder.path / "cells" / _DONE

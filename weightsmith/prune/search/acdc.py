@@ -22,8 +22,8 @@ class AcdcResult:
     Attributes:
         kept: heads and neurons that stay.
         kl: KL(whole ‖ smaller) over the images of the search, nats, mean with its 95% interval.
-        rows: one a trial, in order: unit, kl_before, kl_after, added, taken (whether it went), multiply_adds (of an image,
-            after it), passes (so far).
+        rows: one a trial, in order: unit, kl_before, kl_after, added, taken (whether it went), macs (of an image, after
+            it), passes (so far).
         passes: forward-equivalents over the images.
     """
 
@@ -87,7 +87,7 @@ def acdc(
                     trials.advance(smaller)
                     kept, kl = smaller, after
                 row |= {"added": added, "taken": added < threshold}
-                row |= {"multiply_adds": kept.shape(whole).macs(cls_only), "passes": trials.passes + spent}
+                row |= {"macs": kept.shape(whole).macs(cls_only), "passes": trials.passes + spent}
                 rows.append(row)
             advance(note=f"KL {float(kl.mean()):.4f}")
     return AcdcResult(kept, means(kl[:, None].numpy())[0], tuple(rows), trials.passes + spent)

@@ -39,6 +39,6 @@ def by_steps(
     trials = Trials(ground.model, ground.statistics, ground.judging, fold=ways.fold, ridge=ways.ridge)
     found = acdc(trials, ground.shape, threshold=threshold, group=group, scores=search.first, cls_only=ways.cls_only)
     ground.passes += trials.passes * len(ground.judging) / (len(ground.fitting) + len(ground.judging))
-    search.rows += [{"share": row["multiply_adds"] / ground.macs, **row} for row in found.rows]
+    search.rows += [{"share": row["macs"] / ground.macs, **row} for row in found.rows]
     search.take(search.marks.rounded(found.kept, Kept.everything(ground.shape)))
     return search.done(goal="steps", threshold=threshold, group=group)

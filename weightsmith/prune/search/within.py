@@ -116,7 +116,7 @@ class Search:
 
     def tell(self, kept: Kept, **columns: object) -> None:
         macs = self.marks.macs(kept)
-        self.rows.append({"multiply_adds": macs, "share": macs / self.ground.macs, **columns})
+        self.rows.append({"macs": macs, "share": macs / self.ground.macs, **columns})
 
     def done(self, **goal: object) -> Circuit:
         """The circuit as it stands."""
@@ -134,8 +134,8 @@ class Search:
             "kl_upper_bound": upper_bound(values),
             "passes": round(ground.passes, 2),
             "seconds": round(time.perf_counter() - self.started, 2),
-            "multiply_adds": self.marks.macs(self.kept),
-            "multiply_adds_whole": ground.macs,
+            "macs": self.marks.macs(self.kept),
+            "macs_whole": ground.macs,
         }
         return Circuit(self.kept, model, interval(values), self.first, tuple(self.rows), info)
 

@@ -52,18 +52,19 @@ class CompressOptions(JobOptions):
     acdc_rule: Literal["budget", "step"] = "budget"
     """The threshold bounds the KL of the final model (budget), or what each removal adds, as published (step)."""
     group: int = 16
-    """Neurons that acdc tests together."""
+    """Neurons that go together by the step rule; the budget rule takes them one by one."""
     use_task_loss: bool = False
     """Score units for the cross-entropy with the labels instead of the KL divergence from the baseline."""
     eap_score: UnitScore = "gauss-newton"
-    """How heads and neurons are scored for keep ratios."""
-    analysis_from: Literal["train", "val"] = "train"
-    """Where the images come from that a search sees: a model that knows its train part by heart changes less there than on
-    images that it has not learned from, so that a budget kept on val holds better on new images."""
+    """How heads and neurons are scored for keep ratios; the other goals take the first."""
     analysis_batches: int | None = None
-    """Batches of images that a search sees [acdc 30, eap and latency 20], all of the part where it has no more."""
+    """Batches of train images that maps are fitted to and units are scored on [acdc 30, eap and latency 20], all images where
+    there are no more."""
     analysis_batch_size: int = 32
     """Images in each of them."""
+    judging_images: int = 512
+    """Validation images that attempts are judged by, all where there are no more: a model changes less on images that it was
+    trained on, so a budget kept there would not hold elsewhere."""
     latency_batch_size: int = 8
     """Images a pass for which --latency-ratios hold."""
     fold: Literal["ridge", "mean", "none"] = "ridge"
