@@ -7,8 +7,10 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from scipy.stats import t
 
 from weightsmith.data.images import ImageSet
+from weightsmith.data.views import random_view
 from weightsmith.delta import weights_hash
 from weightsmith.errors import HeldOutError, WeightsmithError
 from weightsmith.models import Model
@@ -23,7 +25,7 @@ from weightsmith.prune import (
     within_macs,
     within_time,
 )
-from weightsmith.prune.search.ground import upper_bound
+from weightsmith.prune.search.ground import Ground, bound
 
 WAYS = Ways(multiple=4)
 
@@ -38,8 +40,11 @@ def whole(request: pytest.FixtureRequest, tiny_model: Callable[..., Model]) -> M
 
 def kl_of(whole: Model, circuit: Circuit, images: ImageSet) -> np.ndarray:
     with torch.no_grad():
-        inputs = torch.cat([whole.preprocess(pixels) for pixels, _ in images.batches(64)])
-        clean, said = (model.logits(inputs).double().log_softmax(-1) for model in (whole, circuit.model))
+        return kl_between(whole, circuit.model, whole.preprocess(images.pixels()))
+
+
+def kl_between(whole: Model, smaller: Model, inputs: torch.Tensor) -> np.ndarray:
+    clean, said = (model.logits(inputs).double().log_softmax(-1) for model in (whole, smaller))
     return (clean.exp() * (clean - said)).sum(-1).numpy()
 
 
@@ -74,15 +79,36 @@ def test_the_divergence_stays_within_the_budget(whole: Model, images: ImageSet, 
     judging, fitting = images.subset(np.arange(20)), images.subset(np.arange(20, 60))
     found = within_kl(whole, fitting, threshold, WAYS, judging=judging)
     values = kl_of(whole, found, judging)
-    assert upper_bound(values) <= threshold * (1 + 1e-6)
+    views = [random_view(judging.pixels(), "light", seed) for seed in range(4)]
+    with torch.no_grad():
+        seen = [kl_between(whole, found.model, whole.preprocess(one)) for one in views]
+    above = values.mean() + t.ppf(0.95, 19) * values.std(ddof=1) / 20**0.5
+    wanted = max(above, np.mean([values, *seen]))
+    assert found.info["kl_bound"] == pytest.approx(wanted, rel=1e-3, abs=1e-9)
+    assert wanted <= threshold * (1 + 1e-3)
     assert found.kl.value == pytest.approx(values.mean(), rel=1e-3, abs=1e-9)
     assert found.kl.n == 20
     taken = [row for row in found.rows if row["taken"]]
-    assert all(float(str(row["kl_upper_bound"])) <= float(str(row["budget"])) <= threshold for row in taken)
+    assert all(float(str(row["kl_bound"])) <= float(str(row["budget"])) <= threshold for row in taken)
+
+
+def test_more_views_are_seen_where_images_are_few(whole: Model, random_set: Callable[..., ImageSet]) -> None:
+    for count, views in ((8, 4), (300, 3), (600, 1), (1024, 0)):
+        ground = Ground.of(whole, random_set(16), random_set(count), fold="none", ridge=1e-3, seed=0)
+        assert (ground.views, ground.clean.shape) == (views, (1 + views, count, whole.n_classes))
+
+
+def test_the_bound_is_above_both_guesses() -> None:
+    rare = np.zeros((3, 50))
+    rare[1, 7] = 30.0  # what changes most is only seen in a view
+    assert bound(rare) == pytest.approx(30 / 150)
+    plain = np.random.default_rng(0).exponential(size=(1, 50))
+    assert bound(plain) > plain.mean()
+    assert bound(np.zeros((2, 1))) == float("inf")
 
 
 def test_a_larger_budget_keeps_less(whole: Model, images: ImageSet) -> None:
-    sizes = [int(str(within_kl(whole, images, t, WAYS).info["macs"])) for t in (1e-30, 0.01, 100.0)]
+    sizes = [int(str(within_kl(whole, images, budget, WAYS).info["macs"])) for budget in (1e-30, 0.01, 100.0)]
     assert sizes[0] >= sizes[1] >= sizes[2]
     assert sizes[0] == shape_of(whole).macs(cls_only=True)
     smallest = within_kl(whole, images, 1e6, WAYS)

@@ -5,13 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import torch
 from scipy.stats import t
 from torch import Tensor
 
 from weightsmith.circuit import Kept, Shape
 from weightsmith.data.images import ImageSet
+from weightsmith.data.views import random_view
 from weightsmith.errors import WeightsmithError
-from weightsmith.measure import Interval, predict
+from weightsmith.measure import Interval
 from weightsmith.measure.intervals import means
 from weightsmith.models import Model
 from weightsmith.prune.refit import Streams, images_that_fit, refit, streams
@@ -20,6 +22,9 @@ from weightsmith.prune.statistics import KeyStatistics, key_statistics
 
 JUDGING = 0.25
 """Share of the calibration images on which attempts are judged, where no others are given; nothing is fitted to them."""
+
+_JUDGED, _MOST_VIEWS = 1024, 4
+_BATCH = 64
 
 
 @dataclass(eq=False)
@@ -30,7 +35,8 @@ class Ground:
         model: whole, all tokens computed. given: as it came.
         shape: of the model. macs: multiply-adds of an image in the one that was given.
         fitting: images that maps are fitted to and units scored on. judging: on which attempts are judged.
-        clean: (n, classes) float64 log-probabilities of the whole model on the judging images.
+        views: light views of each judging image that attempts are judged by as well: so many that about 1,024 are seen.
+        clean: (1 + views, n, classes) float64 log-probabilities of the whole model on the judging images and their views.
         fold, ridge: as for `removed`; only "ridge" is followed by `refit`.
         passes: forward-equivalents over all calibration images spent so far: multiply-adds of networks that ran, divided by
             those of the whole model over all of them; a backward pass counts as two.
@@ -42,6 +48,7 @@ class Ground:
     macs: int
     fitting: ImageSet
     judging: ImageSet
+    views: int
     clean: Tensor
     statistics: KeyStatistics | None
     streams: Streams | None
@@ -78,26 +85,16 @@ class Ground:
             count = max(2, round(JUDGING * len(images)))
             judging, fitting = (images.subset(np.sort(part)) for part in (order[:count], order[count:]))
         judging.check_open()
-        clean = predict(model, judging, title="judging images").logits.double().log_softmax(-1)
+        views = max(0, min(_MOST_VIEWS, -(-_JUDGED // len(judging)) - 1)) if len(judging) else 0
+        clean = _log_probabilities(model, judging, views)
         if not bool(clean.isfinite().all()):
             raise WeightsmithError(
                 f"{model.name} gives logits that are not finite: train it again, or repair its weights"
             )
-        every = len(fitting) + len(judging)
         found = cls(
-            model,
-            given,
-            shape,
-            shape.macs(alone),
-            fitting,
-            judging,
-            clean,
-            None,
-            None,
-            fold,
-            ridge,
-            len(judging) / every,
+            model, given, shape, shape.macs(alone), fitting, judging, views, clean, None, None, fold, ridge, 0.0
         )
+        found._count(len(judging) * (1 + views))
         if fold != "none":
             found.statistics = key_statistics(model, fitting)
             found._count(len(fitting))
@@ -118,9 +115,9 @@ class Ground:
         return made
 
     def kl(self, model: Model, kept: Kept) -> np.ndarray:
-        """(n,) KL(whole ‖ smaller) of each judging image, nats."""
-        said = predict(model, self.judging, title="judging images").logits.double().log_softmax(-1)
-        self._count(len(self.judging), kept)
+        """(1 + views, n) KL(whole ‖ smaller) of each judging image and of its views, nats."""
+        said = _log_probabilities(model, self.judging, self.views)
+        self._count(len(self.judging) * (1 + self.views), kept)
         # Rounding gives a model against itself −1e-17.
         return (self.clean.exp() * (self.clean - said)).sum(-1).clamp(min=0.0).numpy()
 
@@ -134,13 +131,35 @@ class Ground:
         self.passes += passes * share * images / (len(self.fitting) + len(self.judging))
 
 
+@torch.no_grad()
+def _log_probabilities(model: Model, images: ImageSet, views: int) -> Tensor:
+    """(1 + views, n, classes) float64 of images and of random views of them, which are the same in every call."""
+    dtype = next(model.module.parameters()).dtype
+    pieces: list[Tensor] = []
+    for number, (pixels, _) in enumerate(images.batches(_BATCH)):
+        seen = [pixels, *(random_view(pixels, "light", number * _MOST_VIEWS + i) for i in range(views))]
+        logits = [model.logits(model.preprocess(some, model.device).to(dtype)) for some in seen]
+        pieces.append(torch.stack(logits).double().cpu().log_softmax(-1))
+    return torch.cat(pieces, 1)
+
+
 def interval(values: np.ndarray) -> Interval:
-    """Mean with its bootstrap interval."""
-    return means(values[:, None])[0]
+    """Mean over the judging images themselves, with its bootstrap interval."""
+    return means(values[0][:, None])[0]
 
 
-def upper_bound(values: np.ndarray) -> float:
-    """One-sided 95% bound of the mean by Student's t: what a budget is compared with, so that it holds on other images too."""
-    if len(values) < 2:
+def bound(values: np.ndarray) -> float:
+    """What a budget is compared with, so that it holds on other images too: the larger of two guesses at the mean KL there.
+
+    One is the one-sided 95% bound of the mean by Student's t. It is too small where the few images that change most are
+    not among those seen: the KL of a sure model is nothing on nearly all. The other is the mean over views as well, some
+    of which are less sure.
+
+    Args:
+        values: (1 + views, n) as `Ground.kl` gives them.
+    """
+    plain = values[0]
+    if len(plain) < 2:
         return float("inf")
-    return float(values.mean() + t.ppf(0.95, len(values) - 1) * values.std(ddof=1) / np.sqrt(len(values)))
+    above = plain.mean() + t.ppf(0.95, len(plain) - 1) * plain.std(ddof=1) / np.sqrt(len(plain))
+    return float(max(above, values.mean()))

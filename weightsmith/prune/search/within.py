@@ -19,7 +19,7 @@ from weightsmith.measure import Interval
 from weightsmith.models import Model
 from weightsmith.prune.removal import cls_only as cls_only_of
 from weightsmith.prune.scores import unit_scores
-from weightsmith.prune.search.ground import Ground, interval, upper_bound
+from weightsmith.prune.search.ground import Ground, bound, interval
 from weightsmith.prune.search.path import Marks
 from weightsmith.scores import UnitScores
 
@@ -40,7 +40,7 @@ class Circuit:
         model: physically smaller, folded and fitted.
         kl: mean KL(whole ‖ smaller) in nats over the judging images, with its 95% interval.
         scores: of the heads and neurons of the whole model, from the first round.
-        rows: what was tried, in order: round, multiply-adds, KL, its upper bound, whether it was taken.
+        rows: what was tried, in order: round, multiply-adds, KL, what is compared with the budget, whether it was taken.
         info: goal, images, seed, rounds, forward-equivalents (`passes`), seconds, multiply-adds before and after.
     """
 
@@ -131,7 +131,8 @@ class Search:
             "seed": ways.seed,
             "images": len(ground.fitting) + len(ground.judging),
             "judging_images": len(ground.judging),
-            "kl_upper_bound": upper_bound(values),
+            "judging_views": ground.views,
+            "kl_bound": bound(values),
             "passes": round(ground.passes, 2),
             "seconds": round(time.perf_counter() - self.started, 2),
             "macs": self.marks.macs(self.kept),
@@ -153,10 +154,9 @@ def within_kl(
 
     In each of the rounds a larger part of the budget may be spent, the last time all of it: units leave in the order of
     score per multiply-add, and how many may is found by bisection, each attempt folded, fitted and judged. What is
-    compared with the budget is the one-sided 95% upper bound of the mean KL over judging images, to which nothing was
-    fitted, so that it holds for other images of their kind. This is ACDC's question (Conmy et al. 2023: does the output
-    change by less than τ?) asked of the whole removal rather than of each step, and of thousands of neurons in a dozen or
-    two of passes.
+    compared with the budget is a bound of the mean KL over judging images (`bound`), to which nothing was fitted, so that
+    it holds for other images of their kind. This is ACDC's question (Conmy et al. 2023: does the output change by less than
+    τ?) asked of the whole removal rather than of each step, and of thousands of neurons in a dozen or two of passes.
 
     Args:
         images: that maps are fitted to and units scored on, of the training part say.
@@ -183,9 +183,9 @@ def within_kl(
                 break
             attempt = search.ground.smaller(kept)
             values = search.ground.kl(attempt, kept)
-            bound = upper_bound(values)
-            fits = bound <= budget
-            search.tell(kept, round=number, kl=float(values.mean()), kl_upper_bound=bound, budget=budget, taken=fits)
+            above = bound(values)
+            fits = above <= budget
+            search.tell(kept, round=number, kl=float(values[0].mean()), kl_bound=above, budget=budget, taken=fits)
             if fits:
                 best, high = kept, middle
                 search.model, search.kept = attempt, kept
