@@ -12,7 +12,6 @@ The CIFAR-10 models are those of benchmarks/correct/cifar.py, which trains one a
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections.abc import Callable, Sequence
@@ -22,6 +21,7 @@ from statistics import mean
 from typing import Any
 
 import numpy as np
+from common import CIFAR, keep, kl, subjects
 from peers import VARIANTS, magnitude, randomly_removed, torch_pruned
 from rich.console import Console
 from rich.table import Table
@@ -31,13 +31,9 @@ from weightsmith.data.images import ImageSet
 from weightsmith.data.split import Split
 from weightsmith.errors import WeightsmithError
 from weightsmith.evaluate import accuracy_change, answers_of
-from weightsmith.measure import Cost, Predictions, latencies
-from weightsmith.models import Model, load
+from weightsmith.measure import Cost, latencies
+from weightsmith.models import Model
 
-sys.path.append(str(Path(__file__).parents[1]))
-from shared import keep, trained
-
-CIFAR = Path(os.environ.get("WEIGHTSMITH_TEST_DATA", "../shared/data")) / "cifar10"
 KEYS = ("data", "share", "seed", "method")
 AGAIN = "the whole model again"
 
@@ -63,29 +59,6 @@ METHODS: dict[str, Callable[[Model, ImageSet, float, int], Model]] = {
     for name, variant in VARIANTS.items()
 }
 """By name: from a model, calibration images, the share of its multiply-adds that may stay, and a seed, to a smaller model."""
-
-
-def subjects(data: str, seed: int, work: Path, cifar: Path, cifar_models: Path) -> tuple[Model, Split]:
-    """The trained model of a seed, and the parts of its data.
-
-    Raises:
-        SystemExit: a CIFAR-10 model that was not trained yet.
-    """
-    if data == "digits":
-        split = ws.data.digits().split(held_out=0.2, seed=seed, val_ratio=0.1)
-        return trained("digits", split, seed, work)[0], split
-    folder = cifar_models / f"cifar-{seed}"
-    if not (folder / "seconds.json").exists():
-        raise SystemExit(
-            f"there is no trained model in {folder}: run benchmarks/correct/cifar.py --model-seed {seed} first"
-        )
-    return load(folder / "model"), ws.data.open_data(str(cifar)).split(held_out="test", val_ratio=0.1, seed=0)
-
-
-def kl(before: Predictions, after: Predictions) -> float:
-    """Mean KL(before || after) over images, nats."""
-    was, now = (one.logits.double().log_softmax(-1) for one in (before, after))
-    return float((was.exp() * (was - now)).sum(-1).mean())
 
 
 def measured(model: Model, split: Split, seed: int, given: argparse.Namespace) -> list[dict[str, object]]:

@@ -105,7 +105,7 @@ def faithfulness_figure(curves: Sequence[Row]) -> Figure:
         raise WeightsmithError("there is nothing to show: no circuit was measured")
     names = list(dict.fromkeys(str(row["name"]) for row in curves))
     with style():
-        figure = Figure(figsize=(7.5, 4.6), layout="constrained")
+        figure = Figure(figsize=(7.5, 5.2), layout="constrained")
         axes = figure.subplots()
         for place, name in enumerate(names):
             rows = sorted((row for row in curves if row["name"] == name), key=lambda row: number(row["fraction"]))
@@ -128,7 +128,7 @@ def faithfulness_figure(curves: Sequence[Row]) -> Figure:
         axes.set_ylabel("faithfulness")
         axes.grid(axis="y")
         axes.set_axisbelow(True)
-        axes.legend(frameon=False, fontsize=9)
+        figure.legend(frameon=False, fontsize=9, loc="outside lower center", ncols=2)
     return figure
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, MaxNLocator, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator, PercentFormatter
 
 from weightsmith.errors import WeightsmithError
 from weightsmith.measure import Interval
@@ -131,7 +131,9 @@ def _times(axes: Axes, rows: Sequence[Row], looks: Looks) -> None:
     axes.set_xticks(_BATCH_SIZES, [str(size) for size in _BATCH_SIZES])
     axes.xaxis.set_minor_locator(NullLocator())
     axes.set_yscale("log")
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
     axes.grid(axis="y")
     axes.set_axisbelow(True)
     axes.set_xlabel("images in a batch")

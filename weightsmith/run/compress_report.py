@@ -79,7 +79,8 @@ def model_rows(models: Mapping[str, Optimized], done: Evaluated | None) -> list[
     """The rows of `compress_metrics.csv`, one a smaller model, by its path; "" stands for what is unknown.
 
     `kl_ratio` is KL on held-out images / KL on judging images, of models that were not trained in between.
-    `budget_holds` says of models that were searched under a budget whether KL on held-out images is within it.
+    `budget_holds` says of models that were searched under a budget whether KL on held-out images is within it: "uncertain"
+    where it is above, but its interval is not.
     """
     names = {} if done is None else {path: name for name, path in done.paths.items()}
     return [_row(one, names.get(path, one.name), done) for path, one in models.items()]
@@ -98,7 +99,7 @@ def _row(one: Optimized, name: str, done: Evaluated | None) -> dict[str, object]
     macs, before = (_number(one.info.get(key)) for key in ("macs", "macs_whole"))
     ratio = held.value / one.kl.value if one.kl.value > 0 and not one.recovery else NOTHING.value
     budget = one.method == "acdc" and one.settings.get("acdc_rule") == "budget" and not one.recovery
-    holds = "yes" if held.value <= one.goal else "no"
+    holds = "yes" if held.value <= one.goal else "uncertain" if held.low <= one.goal else "no"
     return {
         "model": name,
         "method": one.method,
@@ -157,11 +158,12 @@ def _summary(rows: Sequence[dict[str, object]]) -> list[str]:
     judged = [row for row in rows if row["budget_holds"]]
     if not judged:
         return []
-    held = sum(row["budget_holds"] == "yes" for row in judged)
+    held, unclear = (sum(row["budget_holds"] == word for row in judged) for word in ("yes", "uncertain"))
     worst = max(float(str(row["kl_held_out"])) / float(str(row["goal"])) for row in judged)
+    others = f", for {unclear} it is exceeded by less than the images tell" if unclear else ""
     return [
-        f"The KL budget holds on held-out images for {held} of {len(judged)} models that were searched under one; the largest "
-        f"held-out KL is {worst:.2f} of its budget."
+        f"The KL budget holds on held-out images for {held} of {len(judged)} models that were searched under one{others}; the "
+        f"largest held-out KL is {worst:.2f} of its budget."
     ]
 
 
