@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "Delta": "weightsmith.delta",
     "Dense": "weightsmith.delta",
+    "Edge": "weightsmith.edge",
     "Effects": "weightsmith.effects",
     "HeldOutError": "weightsmith.errors",
     "LowRank": "weightsmith.delta",
@@ -25,6 +26,7 @@ _HOMES = {
     "Site": "weightsmith.site",
     "TextRequest": "weightsmith.request",
     "Unit": "weightsmith.circuit",
+    "UnitScores": "weightsmith.scores",
     "WeightsmithError": "weightsmith.errors",
     "load": "weightsmith.models",
     "misclassified": "weightsmith.measure",
@@ -37,6 +39,7 @@ _ROOMS = {"data", "edit", "evaluate", "locate", "measure", "models", "prune", "r
 __all__ = [
     "Delta",
     "Dense",
+    "Edge",
     "Effects",
     "HeldOutError",
     "ImageRequest",
@@ -47,7 +50,7 @@ __all__ = [
     "Site",
     "TextRequest",
 ]
-__all__ += ["Unit", "WeightsmithError"]
+__all__ += ["Unit", "UnitScores", "WeightsmithError"]
 __all__ += ["data", "edit", "evaluate", "load", "locate", "measure", "misclassified", "models", "patch", "predict"]
 __all__ += ["prune", "record", "report", "views"]
 
