@@ -15,9 +15,9 @@ from weightsmith.models import Model, load, registered_by, save
 from weightsmith.models.onnx_export import save_onnx
 from weightsmith.prune import Circuit
 from weightsmith.run.cells import key_of, told
-from weightsmith.run.compress_baseline import Baseline
-from weightsmith.run.compress_goals import Goal, recovery
-from weightsmith.run.compress_record import OPTIMIZED, RECORD, Optimized, notes_of
+from weightsmith.run.compress.baseline import Baseline
+from weightsmith.run.compress.goals import Goal, recovery
+from weightsmith.run.compress.record import OPTIMIZED, RECORD, Optimized, notes_of
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.options import CompressOptions
 from weightsmith.run.session import flag

@@ -22,7 +22,7 @@ from weightsmith.prune import (
     unit_scores,
 )
 from weightsmith.run.cells import key_of, told
-from weightsmith.run.compress_baseline import Baseline
+from weightsmith.run.compress.baseline import Baseline
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.options import CompressOptions
 

@@ -14,12 +14,12 @@ from weightsmith.circuit import Shape
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import user_path
 from weightsmith.report.compression import compressed_table
-from weightsmith.run.compress_baseline import MODELS, baseline_of, baseline_place, resolved, trains
-from weightsmith.run.compress_goals import Goal, check_goals, goals_of, within_reach
-from weightsmith.run.compress_models import Workshop
-from weightsmith.run.compress_record import OPTIMIZED, finished
-from weightsmith.run.compress_report import FILES, evaluated_run, model_rows
-from weightsmith.run.compress_study import AGREEMENT, FAITHFULNESS, study
+from weightsmith.run.compress.baseline import MODELS, baseline_of, baseline_place, resolved, trains
+from weightsmith.run.compress.goals import Goal, check_goals, goals_of, within_reach
+from weightsmith.run.compress.models import Workshop
+from weightsmith.run.compress.record import OPTIMIZED, finished
+from weightsmith.run.compress.report import FILES, evaluated_run, model_rows
+from weightsmith.run.compress.study import AGREEMENT, FAITHFULNESS, study
 from weightsmith.run.evaluation import FIGURE, METRICS, PAGE, TABLE
 from weightsmith.run.folder import existing_runs
 from weightsmith.run.job import check_device

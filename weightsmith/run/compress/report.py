@@ -22,9 +22,9 @@ from weightsmith.report.compression import (
 )
 from weightsmith.report.evaluation_page import Section
 from weightsmith.run.cells import columns, stored, told
-from weightsmith.run.compress_baseline import Baseline
-from weightsmith.run.compress_record import Optimized, finished
-from weightsmith.run.compress_study import AGREEMENT, FAITHFULNESS
+from weightsmith.run.compress.baseline import Baseline
+from weightsmith.run.compress.record import Optimized, finished
+from weightsmith.run.compress.study import AGREEMENT, FAITHFULNESS
 from weightsmith.run.evaluation import Evaluated, evaluated
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.options import CompressOptions, EvaluateOptions
