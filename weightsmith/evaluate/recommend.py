@@ -125,7 +125,7 @@ def _fastest(
         why += " That interval holds 1, so the difference may be noise." if uncertain else ""
         return Recommendation(purpose, first.name, why, uncertain)
     lead, price = ratio(first.name, baseline.name), change(first.name, baseline.name)
-    why = f"{first.name} takes {_times(lead)} the time of the baseline {baseline.name}, with {_points(price)} of accuracy."
+    why = f"{first.name} takes {_times(lead)} the time of {baseline.name}, the baseline, with {_points(price)} of accuracy."
     uncertain = _holds(lead, 1.0)
     if uncertain:
         why += " The interval of the times holds 1, so it may be no faster."

@@ -141,7 +141,7 @@ def compressed_table(rows: Sequence[Row]) -> Table:
     for row in rows:
         apart = [number(row[name]) for name in ("kl", "kl_held_out")]
         shares = [_share(row["macs_kept"]), _share(row["parameters_kept"])]
-        table.add_row(Text(str(row["model"])), *shares, *("" if math.isnan(one) else f"{one:.4f}" for one in apart))
+        table.add_row(Text(str(row["model"])), *shares, *("" if math.isnan(one) else _few(one) for one in apart))
     return table
 
 
@@ -192,4 +192,9 @@ def _nats(row: Row, name: str) -> str:
     value, low, high = (number(row[f"{name}{end}"]) for end in ("", "_low", "_high"))
     if math.isnan(value):
         return ""
-    return f"{value:.4f}" if math.isnan(low) else f"{value:.4f} ({low:.4f} to {high:.4f})"
+    return _few(value) if math.isnan(low) else f"{_few(value)} ({_few(low)} to {_few(high)})"
+
+
+def _few(nats: float) -> str:
+    """Two digits that say something, however small it is."""
+    return f"{nats:.4f}" if nats == 0 or nats >= 0.001 else f"{nats:.1e}"
