@@ -1,0 +1,4 @@
+"""Combining models: checkpoints as they lie on the disk, read piece by piece, and the methods that merge them.
+
+Only what touches a network imports torch, so that a merge takes the memory and the time of its tensors and of nothing else.
+"""
