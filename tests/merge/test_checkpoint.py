@@ -17,7 +17,7 @@ from safetensors.torch import save_file
 from weightsmith.delta import weights_hash
 from weightsmith.errors import WeightsmithError
 from weightsmith.merge.checkpoint import Checkpoint
-from weightsmith.merge.dtypes import KINDS
+from weightsmith.merge.storage.dtypes import KINDS
 from weightsmith.models import Model, load, save
 
 

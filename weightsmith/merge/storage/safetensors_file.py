@@ -14,7 +14,7 @@ from typing import Any
 
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.files import cause_of
-from weightsmith.merge.dtypes import KINDS, Array, Kind
+from weightsmith.merge.storage.dtypes import KINDS, Array, Kind
 
 _LONGEST_HEADER = 100_000_000
 """As in the safetensors library: a longer one is a damaged length, not a header."""

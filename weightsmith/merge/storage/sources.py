@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import cause_of, user_path
-from weightsmith.merge.dtypes import BY_TORCH_NAME, Array, Kind
-from weightsmith.merge.safetensors_file import SafetensorsFile
+from weightsmith.merge.storage.dtypes import BY_TORCH_NAME, Array, Kind
+from weightsmith.merge.storage.safetensors_file import SafetensorsFile
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
