@@ -23,7 +23,7 @@ class Measured:
 
     Attributes:
         models: how many.
-        base: of the base's weights; changes: of each model's change; merged: of the merged change.
+        base: of the base's weights; changes: of each model's change.
         rounding: of what was lost where numbers were stored narrower than they were computed; narrowed: of the merged
             change in those tensors.
     """
@@ -31,7 +31,6 @@ class Measured:
     models: int
     base: float = 0.0
     changes: list[float] = field(default_factory=list)
-    merged: float = 0.0
     rounding: float = 0.0
     narrowed: float = 0.0
 
@@ -42,18 +41,16 @@ class Measured:
         """Count a piece of the sources."""
         self.base += dot(piece.base, piece.base)
         for model in range(self.models):
-            change = piece.change(model)
+            change = piece.look(model)
             self.changes[model] += dot(change, change)
 
     def see_merged(self, piece: Piece, merged: Array, stored: Array, kind: Kind) -> None:
-        """Count a piece that was merged, and what storing it as `kind` took."""
-        change = merged - piece.base
-        size = dot(change, change)
-        self.merged += size
+        """Count what storing a merged piece as `kind` took."""
         if stored.dtype != merged.dtype:
+            change = merged - piece.base
             lost = kind.widened(stored).astype(merged.dtype, copy=False) - merged
             self.rounding += dot(lost, lost)
-            self.narrowed += size
+            self.narrowed += dot(change, change)
 
     def ratios(self) -> list[float]:
         """‖τ‖ / ‖w‖ of each model; infinite where the base is zero and the model is not."""

@@ -234,7 +234,6 @@ class _Merge:
             "merged_tensors": len(self.sources.names),
             "copied_tensors": copied,
             "left_out": list(self.plan.left_out),
-            "merged_change_over_base": round((self.measured.merged / (self.measured.base or 1.0)) ** 0.5, 6),
             "lost_to_rounding": round(self.measured.lost(), 6),
             "notes": list(dict.fromkeys(self.notes)),
         }

@@ -11,8 +11,8 @@ from weightsmith.errors import WeightsmithError
 from weightsmith.merge.checkpoint import Checkpoint
 from weightsmith.merge.storage.dtypes import Array
 
-PIECE = 2**18
-"""Elements of a piece: in float32 a megabyte, of which those of a few checkpoints stay in a processor's cache."""
+PIECE = 2**17
+"""Elements of a piece: in float32 half a megabyte, so that those of a few checkpoints stay in a processor's cache."""
 
 Seen = Callable[[int, Array], None]
 """Called with a source (0 the base, then the models) and the bits of a piece of it, in order."""
@@ -33,10 +33,20 @@ class Piece:
     base: Array
     models: tuple[Array, ...]
     room: tuple[Array, ...]
+    _seen: set[int] = field(default_factory=set)
+
+    def look(self, model: int) -> Array:
+        """τ = model − base, (elements,), to be read alone."""
+        if model not in self._seen:
+            np.subtract(self.models[model], self.base, out=self.room[model])
+            self._seen.add(model)
+        return self.room[model]
 
     def change(self, model: int) -> Array:
-        """τ = model − base, (elements,), made anew each time: the caller may overwrite it."""
-        return np.subtract(self.models[model], self.base, out=self.room[model])
+        """The same, which the caller may overwrite: it is made anew the next time."""
+        change = self.look(model)
+        self._seen.discard(model)
+        return change
 
     def changes(self) -> list[Array]:
         """Every model's change."""
