@@ -1,5 +1,5 @@
 """The command line: `weightsmith run`, `baseline`, `compress`, `locate`, `edit`, `edits`, `compare`, `evaluate`, `ablate`,
-`facts`, `download`.
+`merge`, `facts`, `download`.
 
 Only the options are imported before a command is known, so that help answers at once.
 """
@@ -39,6 +39,7 @@ from weightsmith.run.options import (
     FactsOptions,
     ListEditsOptions,
     LocateOptions,
+    MergeOptions,
     PatchAttributionOptions,
     PatchOptions,
     RemoveEditOptions,
@@ -57,6 +58,7 @@ _COMMANDS: dict[str, type[Any]] = {
     "edit": EditOptions,
     "compare": CompareOptions,
     "evaluate": EvaluateOptions,
+    "merge": MergeOptions,
     "facts": FactsOptions,
     "download": DownloadOptions,
 }
@@ -218,6 +220,8 @@ def _run(options: Any) -> None:
         from weightsmith.run.evaluate import evaluate as command
     elif isinstance(options, AblateOptions):
         from weightsmith.run.ablate import ablate as command
+    elif isinstance(options, MergeOptions):
+        from weightsmith.run.merge import merge as command
     elif isinstance(options, FactsOptions):
         from weightsmith.run.fact_run import facts as command
     else:

@@ -2,3 +2,9 @@
 
 Only what touches a network imports torch, so that a merge takes the memory and the time of its tensors and of nothing else.
 """
+
+from weightsmith.merge.checkpoint import Checkpoint
+from weightsmith.merge.merging import Merged, merge
+from weightsmith.merge.methods import METHODS, Method, create
+
+__all__ = ["METHODS", "Checkpoint", "Merged", "Method", "create", "merge"]

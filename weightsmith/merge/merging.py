@@ -6,7 +6,7 @@ import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -65,6 +65,7 @@ def merge(
     sha256: bool = False,
     overwrite: bool = False,
     card: Callable[[Mapping[str, Any]], str] | None = None,
+    notes: Sequence[str] = (),
 ) -> Merged:
     """Merge models that were fine-tuned from one base, and write the result as a Hugging Face folder.
 
@@ -82,6 +83,7 @@ def merge(
         sha256: also tell the SHA-256 of every source's weights, as `weightsmith.delta.weights_hash` has it.
         overwrite: replace a folder that an earlier merge wrote.
         card: from the report to the text of README.md.
+        notes: sentences that the report is to hold as well.
 
     Raises:
         WeightsmithError: in one sentence: sources that do not fit, NaN, bad options, a folder that exists, a full disk.
@@ -102,6 +104,7 @@ def merge(
         _check_target(target, overwrite, (first, *others))
         check_base_apart(first, others, made.of_base, made.name)
         plan = planned(first, others, counts, policy)
+        plan = replace(plan, notes=(*notes, *plan.notes))
         return _Merge(made, plan, policy, kind, limit, sha256).written(target, card)
 
 

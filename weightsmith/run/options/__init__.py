@@ -33,6 +33,7 @@ from weightsmith.run.options.locate import (
     SweepOptions,
     TraceOptions,
 )
+from weightsmith.run.options.merge import MergeOptions
 
 __all__ = [
     "DEFAULT_DATA",
@@ -55,6 +56,7 @@ __all__ = [
     "JobOptions",
     "ListEditsOptions",
     "LocateOptions",
+    "MergeOptions",
     "PairOptions",
     "PatchAttributionOptions",
     "PatchOptions",

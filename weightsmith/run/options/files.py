@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import keyword
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
@@ -10,8 +11,9 @@ import yaml
 
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.run.options.folder import FolderOptions
+from weightsmith.run.options.merge import MergeOptions
 
-Options = TypeVar("Options", bound=FolderOptions)
+Options = TypeVar("Options", bound=FolderOptions | MergeOptions)
 
 
 def read_yaml(path: Path, base: Options) -> Options:
@@ -31,6 +33,7 @@ def read_yaml(path: Path, base: Options) -> Options:
     values: dict[str, Any] = {}
     for key, value in entries.items():
         name = str(key).replace("-", "_")
+        name += "_" if keyword.iskeyword(name) else ""  # lambda
         if name not in hints:
             raise WeightsmithError(f"--config {path} names the unknown option {key!r}: {did_you_mean(name, hints)}")
         values[name] = _typed(value, hints[name], f"--config {path}: {key}")
