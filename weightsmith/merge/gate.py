@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -85,23 +85,27 @@ def check_base_apart(base: Checkpoint, models: Sequence[Checkpoint], allowed: bo
             )
 
 
-def twins(base: Checkpoint, models: Sequence[Checkpoint], names: Iterable[str]) -> dict[str, str]:
-    """Tensors that are the same, byte by byte, in the base and in every model: tied ones, stored under two names.
+def twins(sources: Sources) -> dict[str, str]:
+    """Merged tensors that are the same, byte by byte, in the base and in every model: tied ones, stored under two names.
 
     Returns:
         The later name → the first.
     """
-    every = (base, *models)
+
+    def held(name: str) -> list[tuple[Checkpoint, str]]:
+        models = enumerate(sources.models)
+        return [(sources.base, name), *((model, sources.place(i, name)) for i, model in models)]
+
     groups: dict[tuple[object, ...], list[str]] = {}
-    for name in names:
-        if all(name in one for one in every) and 0 not in base.shape(name):
-            looks = tuple(_look(one, name) for one in every)
-            groups.setdefault((base.kind(name).name, base.shape(name), *looks), []).append(name)
+    for name in sources.names:
+        if 0 not in sources.base.shape(name):
+            looks = tuple(_look(*place) for place in held(name))
+            groups.setdefault((sources.base.kind(name).name, sources.base.shape(name), *looks), []).append(name)
     found: dict[str, str] = {}
-    for group in groups.values():
-        for name in group[1:]:
-            if all(same(one, group[0], one, name) for one in every):
-                found[name] = group[0]
+    for first, *others in groups.values():
+        for name in others:
+            if all(same(*one, *other) for one, other in zip(held(first), held(name), strict=True)):
+                found[name] = first
     return found
 
 

@@ -23,7 +23,7 @@ from weightsmith.merge.heads import HeadPolicy
 from weightsmith.merge.measured import Measured
 from weightsmith.merge.methods import Method, create
 from weightsmith.merge.methods.registry import FLAGS, Blend
-from weightsmith.merge.pieces import PIECE, Sources
+from weightsmith.merge.pieces import PIECE
 from weightsmith.merge.readback import check_written, provenance, room_for
 from weightsmith.merge.storage.dtypes import BY_TORCH_NAME, Array, Kind
 from weightsmith.merge.storage.writer import Tensor, shard_size, shards, write_header, write_index, write_shard
@@ -114,10 +114,8 @@ class _Merge:
     def __init__(
         self, method: Method, plan: Plan, head: HeadPolicy, kind: Kind | None, limit: int | None, sha256: bool
     ) -> None:
-        seeded = hasattr(method, "seed")
-        same = twins(plan.sources.base, plan.sources.models, plan.sources.names) if seeded else {}
         old = plan.sources
-        self.sources = Sources(old.base, old.models, old.weights, old.names, old.places, same)
+        self.sources = replace(old, twins=twins(old)) if hasattr(method, "seed") else old
         self.method, self.plan, self.head, self.kind, self.limit, self.sha256 = method, plan, head, kind, limit, sha256
         self.every = (old.base, *old.models)
         self.digests: list[dict[str, str]] = [{} for _ in self.every]
