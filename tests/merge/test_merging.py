@@ -346,9 +346,8 @@ def test_what_lies_beside_the_base_goes_along(tuned, tmp_path: Path) -> None:
     (base / "modeling.py").write_text("raise SystemExit")
     done = merge("ties", base, [one], tmp_path / "out", dtype="bfloat16")
     there = {path.name for path in done.path.iterdir()}
-    assert {"config.json", "preprocessor_config.json", "labels.txt", "merge_report.json"} <= there
-    assert "modeling.py" not in there
-    assert any("modeling.py of the base is code" in note for note in done.notes)
+    assert {"config.json", "preprocessor_config.json", "labels.txt", "modeling.py", "merge_report.json"} <= there
+    assert any("modeling.py is code that lies beside the base" in note for note in done.notes)
     assert json.loads((done.path / "config.json").read_text())["dtype"] == "bfloat16"
 
 

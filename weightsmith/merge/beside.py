@@ -10,7 +10,7 @@ from typing import Any
 from weightsmith.merge.checkpoint import Checkpoint
 from weightsmith.merge.storage.dtypes import Kind
 
-_ENDINGS = (".json", ".txt", ".model", ".jinja", ".tiktoken")
+_ENDINGS = (".json", ".txt", ".model", ".jinja", ".tiktoken", ".py")
 _OURS = ("merge_report.json", "env.json", "data_split.json", "notes.json")
 _LABELS = ("id2label", "label2id", "num_labels")
 
@@ -32,10 +32,8 @@ def copy_beside(base: Checkpoint, folder: Path, kind: Kind | None, head_of: Chec
             weights = path.name.endswith(".index.json") or path.name.startswith("adapter_")
             if path.is_file() and path.suffix in _ENDINGS and not weights and path.name not in (*_OURS, "config.json"):
                 shutil.copyfile(path, folder / path.name)
-            elif path.suffix == ".py":
-                notes.append(
-                    f"{path.name} of the base is code and was not copied: copy it by hand if its config asks for it"
-                )
+            if path.suffix == ".py":
+                notes.append(f"{path.name} is code that lies beside the base; it was copied, and nothing of it was run")
     if config:
         if kind is not None:
             config["dtype"] = kind.torch_name
