@@ -41,7 +41,7 @@ def test_ties_with_density(tmp_path: Path) -> None:
     recipe = read(tmp_path, two(merge_method="ties", parameters={"density": 0.3, "normalize": True, "int8_mask": True}))
     assert recipe.options["density"] == 0.3
     assert any("trims each tensor by itself" in note for note in recipe.notes)
-    assert read(tmp_path, two(merge_method="dare_ties")).options["density"] == 1.0
+    assert read(tmp_path, two(merge_method="dare_ties", parameters={"normalize": True})).options["density"] == 1.0
 
 
 def test_slerp_and_a_mean_without_a_base(tmp_path: Path) -> None:
@@ -68,6 +68,11 @@ def test_slerp_and_a_mean_without_a_base(tmp_path: Path) -> None:
         (two(dtype="int8"), "dtype int8"),
         (two(parameters={"normalize": True}), "normalize: true, which is not supported for task_arithmetic"),
         (two(merge_method="ties", parameters={"rescale": True}), "rescale: true"),
+        (
+            two(merge_method="dare_ties"),
+            "leaves normalize: false, which is not supported for dare_ties: give normalize: true",
+        ),
+        (two(merge_method="dare_linear", parameters={"rescale": False}), "rescale: false"),
         (two(parameters={"epsilon": 0.1}), "parameters: epsilon is not supported"),
         (two(models=[{"model": "one", "parameters": {"weight": [0, 1]}}]), "weight is .*give a number"),
         (two(models=[{"model": "one", "parameters": {"weight": 1}}, {"model": "two"}]), "give every one a weight"),
@@ -77,7 +82,7 @@ def test_slerp_and_a_mean_without_a_base(tmp_path: Path) -> None:
                     {"model": n, "parameters": {"density": d, "weight": 1}} for n, d in (("one", 0.1), ("two", 0.2))
                 ]
             ),
-            "densitys of their own|density",
+            "a density of its own",
         ),
         (two(merge_method="slerp"), "no parameters: t"),
         ("- 1", "must hold a mapping"),

@@ -90,7 +90,7 @@ def test_flags_config_and_recipe_say_the_same(weightsmith, folders, tmp_path: Pa
             {"model": one, "parameters": {"weight": 0.5, "density": 0.75}},
             {"model": two, "parameters": {"weight": -1, "density": 0.75}},
         ],
-        "parameters": {"lambda": 0.5},
+        "parameters": {"lambda": 0.5, "normalize": True},
     }  # fmt: skip
     (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe))
     done = weightsmith("merge", "--mergekit", tmp_path / "recipe.yml", "--seed", 7, "--out", tmp_path / "c")

@@ -13,6 +13,8 @@ from weightsmith.merge.checkpoint import Checkpoint
 from weightsmith.merge.heads import HeadPolicy, head_names
 from weightsmith.merge.pieces import Sources
 
+_TIED = 8
+"""Tensors that a model may store otherwise because they are tied; where more are missing it is another architecture."""
 _LOOK = 4096
 """Bytes by which tensors are told apart before they are compared as a whole."""
 
@@ -144,14 +146,15 @@ def _places(
     missing = sorted(set(body) - set(theirs))
     extra = sorted(set(theirs) - set(body))
     places: dict[str, str] = {}
-    for name in missing:
+    for name in missing if len(missing) <= _TIED else []:
         twin = next(
             (other for other in body if other in model and other != name and same(base, name, base, other)), None
         )
         if twin is not None and base.kind(name).floating:
             places[name] = twin
             notes.append(f"{model.name} stores {name} once, as {twin}, to which the base ties it")
-    copies = [name for name in extra if any(o in base and o != name and same(model, name, model, o) for o in theirs)]
+    few = extra if len(extra) <= _TIED else []
+    copies = [name for name in few if any(o in base and o != name and same(model, name, model, o) for o in theirs)]
     notes += [
         f"{model.name} stores {name} twice, as tied tensors may be; the base and the merged model store it once"
         for name in copies

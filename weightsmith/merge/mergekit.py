@@ -27,7 +27,7 @@ _TOP = ("merge_method", "base_model", "models", "parameters", "dtype", "out_dtyp
 _SHARED = ("lambda", "t", "normalize", "rescale", "int8_mask", "weight", "density", "gamma")
 _OF_MODEL = ("weight", "density", "gamma")
 _NORMALIZED = ("linear", "ties", "dare_ties")
-"""Methods that divide by the sum of weights here; mergekit's `normalize` must say the same, or weights mean something else."""
+"""Methods that divide by a sum of weights here; mergekit's `normalize` must say the same, or weights mean something else."""
 
 
 @dataclass(frozen=True)
@@ -92,7 +92,7 @@ class _Reading:
             values = {entry.get(name, shared.get(name)) for entry in own}
             if len(values) > 1:
                 raise WeightsmithError(
-                    f"{self.where} gives models {name}s of their own, which is not supported: give one for all"
+                    f"{self.where} gives each model a {name} of its own, which is not supported: give one for all"
                 )
             if (value := values.pop()) is not None:
                 options[name] = value
@@ -138,29 +138,28 @@ class _Reading:
 
     def _told(self, method: str, shared: dict[str, Any], options: dict[str, Any]) -> None:
         """What mergekit's switches would do otherwise."""
-        normalize = shared.get("normalize", True if method in _NORMALIZED else None)
-        if normalize is not None and bool(normalize) != (method in _NORMALIZED):
+        mean = method in _NORMALIZED
+        stated = "normalize" in shared
+        asked = shared.get("normalize", method in ("linear", "ties"))  # mergekit's default
+        if asked != mean:
             raise WeightsmithError(
-                f"{self.where} asks for normalize: {str(bool(normalize)).lower()}, which is not supported for {method}: give "
-                "the weights as they are to count"
+                f"{self.where} {'asks for' if stated else 'leaves'} normalize: {str(asked).lower()}, which is not supported "
+                f"for {method}: give normalize: {str(mean).lower()}"
             )
-        if shared.get("rescale") and method in ("ties", "breadcrumbs", "task_arithmetic"):
+        if "rescale" in shared and shared["rescale"] != method.startswith("dare"):
             raise WeightsmithError(
-                f"{self.where} asks for rescale: true, which is not supported for {method}: give a larger lambda"
+                f"{self.where} asks for rescale: {str(shared['rescale']).lower()}, not supported for {method}: leave it out"
             )
         if method == "ties":
             self.notes.append(
                 "TIES trims over all tensors together, as its paper does; mergekit trims each tensor by itself"
             )
         if method.startswith("dare"):
-            self.notes.append("DARE draws by tensor and seed and rescales by 1/density; mergekit draws otherwise")
-        for name in ("density", "gamma"):
-            if (
-                name not in options
-                and method in ("ties", "dare_linear", "dare_ties", "breadcrumbs")
-                and name == "density"
-            ):
-                options[name] = 1.0  # mergekit's default
+            self.notes.append(
+                "DARE draws by tensor and seed and divides by the density; mergekit draws otherwise and scales to a norm"
+            )
+        if method in ("ties", "dare_linear", "dare_ties", "breadcrumbs"):
+            options.setdefault("density", 1.0)  # mergekit's default
 
     def _parameters(self, entries: Any, known: tuple[str, ...], where: str) -> dict[str, Any]:
         if entries is None:
