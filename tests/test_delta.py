@@ -362,7 +362,7 @@ def test_other_weights_are_refused_unless_asked_for() -> None:
     ("name", "change", "told"),
     [
         ("3.weight", Dense(torch.ones(ROWS, COLUMNS)), "no parameter '3.weight'"),
-        ("2.running_mean", Dense(torch.ones(ROWS)), "no parameter '2.running_mean'"),
+        ("2.num_batches_tracked", Dense(torch.ones(())), "no parameter '2.num_batches_tracked'"),
         ("0.weight", Dense(torch.ones(COLUMNS, ROWS)), r"0\.weight of shape \(4, 3\), the model has \(3, 4\)"),
         ("0.weight", LowRank(torch.ones(ROWS, 1), torch.ones(1, 1)), r"0\.weight of shape \(3, 1\)"),
     ],

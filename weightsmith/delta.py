@@ -36,6 +36,12 @@ def network(model: nn.Module | HasModule) -> nn.Module:
     return model if isinstance(model, nn.Module) else model.module
 
 
+def _weights(module: nn.Module) -> dict[str, Tensor]:
+    """Everything that a delta may change: parameters, and buffers of floats such as the running means of a norm."""
+    buffers = module.named_buffers(remove_duplicate=False)
+    return dict(module.named_parameters(remove_duplicate=False)) | {n: b for n, b in buffers if b.is_floating_point()}
+
+
 def weights_hash(model: nn.Module | HasModule) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of every parameter and buffer that a checkpoint holds."""
     digest = hashlib.sha256()
@@ -235,7 +241,7 @@ class Delta:
             raise
 
     def _parameters(self, module: nn.Module) -> dict[str, Tensor]:
-        parameters = dict(module.named_parameters(remove_duplicate=False))
+        parameters = _weights(module)
         for name, change in self.changes.items():
             if name not in parameters:
                 raise WeightsmithError(f"the model has no parameter {name!r} that this delta changes")
@@ -249,10 +255,7 @@ class Delta:
     def _write(self, parameters: Mapping[str, Tensor]) -> None:
         for name, change in self.changes.items():
             weight = parameters[name]
-            wide = torch.promote_types(weight.dtype, torch.float32)
-            step = change.dense().to(wide).to(weight.device)
-            # Elements that do not change keep their bits: −0.0 + 0.0 would be +0.0.
-            weight.copy_(torch.where(step == 0, weight.to(wide), weight.to(wide) + step))
+            weight.copy_(stepped(weight, change.dense()))
 
     def save(self, path: Path | str) -> None:
         """Write one safetensors file, atomically."""
@@ -352,6 +355,14 @@ class Delta:
         return cls(changes, adapter.base, adapter.info)
 
 
+def stepped(weight: Tensor, step: Tensor) -> Tensor:
+    """The sum weight + step in the type of the weight, computed in float32, or in float64 for float64."""
+    wide = torch.promote_types(weight.dtype, torch.float32)
+    step = step.to(wide).to(weight.device)
+    # Elements that do not change keep their bits: −0.0 + 0.0 would be +0.0.
+    return torch.where(step == 0, weight.to(wide), weight.to(wide) + step).to(weight.dtype)
+
+
 def factored(change: Change) -> LowRank:
     """A matrix's change as factors; a dense one by SVD at full rank, in float64."""
     if isinstance(change, LowRank):
@@ -374,7 +385,7 @@ _WORN: WeakKeyDictionary[nn.Module, _Worn] = WeakKeyDictionary()
 def _take_off(module: nn.Module, worn: _Worn, delta: Delta) -> None:
     """Restore the originals and put the other deltas on again: they may come off in any order."""
     worn.deltas[:] = [other for other in worn.deltas if other is not delta]
-    parameters = dict(module.named_parameters(remove_duplicate=False))
+    parameters = _weights(module)
     _copy_into({name: parameters[name] for name in worn.originals}, worn.originals)
     for other in worn.deltas:
         other._write(other._parameters(module))
@@ -393,7 +404,7 @@ def lifted(model: nn.Module | HasModule) -> Iterator[None]:
     """Take every delta that the model wears off while the block runs: the model as it was before."""
     module = network(model)
     originals = _WORN.get(module, _Worn()).originals
-    parameters = {n: p for n, p in module.named_parameters(remove_duplicate=False) if n in originals}
+    parameters = {n: p for n, p in _weights(module).items() if n in originals}
     worn = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     try:
         _copy_into(parameters, originals)
