@@ -24,6 +24,7 @@ _HOMES = {
     "Kept": "weightsmith.circuit",
     "Probe": "weightsmith.request",
     "Site": "weightsmith.site",
+    "TaskVector": "weightsmith.merge.task_vector",
     "TextRequest": "weightsmith.request",
     "Unit": "weightsmith.circuit",
     "UnitScores": "weightsmith.scores",
@@ -48,6 +49,7 @@ __all__ = [
     "Model",
     "Probe",
     "Site",
+    "TaskVector",
     "TextRequest",
 ]
 __all__ += ["Unit", "UnitScores", "WeightsmithError"]
