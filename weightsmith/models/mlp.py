@@ -13,16 +13,28 @@ from transformers.modeling_outputs import ImageClassifierOutput
 
 
 class MLPConfig(PretrainedConfig):
-    """Sizes of a plain MLP: flattened image → hidden widths with ReLU → classes."""
+    """Sizes of a plain MLP: flattened image → hidden widths with ReLU → classes.
+
+    `head_layers` is how many of its linear maps, the classifier among them, belong to the classes rather than to the
+    backbone. With `reads` "features" it takes rows of `num_channels` numbers as they are, in place of images.
+    """
 
     model_type = "weightsmith_mlp"
 
     def __init__(
-        self, image_size: int = 8, num_channels: int = 1, hidden_sizes: tuple[int, ...] = (64, 64), **kwargs: Any
+        self,
+        image_size: int = 8,
+        num_channels: int = 1,
+        hidden_sizes: tuple[int, ...] = (64, 64),
+        head_layers: int = 1,
+        reads: str = "images",
+        **kwargs: Any,
     ) -> None:
         self.image_size = image_size
         self.num_channels = num_channels
         self.hidden_sizes = list(hidden_sizes)
+        self.head_layers = head_layers
+        self.reads = reads
         super().__init__(**kwargs)
 
 

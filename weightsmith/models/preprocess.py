@@ -80,3 +80,32 @@ class Preprocess:
             return tuple(float(value) for value in values)[:channels]
 
         return cls(size, channels, by_channel("image_mean"), by_channel("image_std"))
+
+
+@dataclass(frozen=True)
+class Features(Preprocess):
+    """Rows of numbers to what a network reads: the numbers as they are.
+
+    A row of d features is held as an image of one pixel with d channels, so that a table is split, sealed, trained on and
+    predicted by what does so for images.
+    """
+
+    size: int = 1
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "mean", ())
+        object.__setattr__(self, "std", ())
+
+    def __call__(self, pixels: Tensor, device: torch.device | str = "cpu") -> Tensor:
+        """Args: pixels: (n, features, 1, 1) float32, which come back on the device."""
+        if pixels.dtype != torch.float32 or tuple(pixels.shape[1:]) != (self.channels, 1, 1):
+            raise WeightsmithError(
+                f"this network reads tables of {self.channels} features, and the data are {tuple(pixels.shape[1:])} "
+                f"{str(pixels.dtype).removeprefix('torch.')}: give a CSV table of as many features"
+            )
+        return pixels.to(device)
+
+    def to_hugging_face(self) -> dict[str, object]:
+        """An image processor that changes nothing."""
+        off = dict.fromkeys(("do_resize", "do_rescale", "do_normalize"), False)
+        return {"image_processor_type": "ViTImageProcessor", **off}

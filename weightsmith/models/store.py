@@ -19,7 +19,7 @@ from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.files import atomic_folder, cause_of
 from weightsmith.models.family import Family, families, family_of
 from weightsmith.models.model import Model
-from weightsmith.models.preprocess import Preprocess
+from weightsmith.models.preprocess import Features, Preprocess
 from weightsmith.models.text import Tokenize
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "tokenizer_config.json")
@@ -78,6 +78,8 @@ def wrap(
     size = config.image_size if isinstance(config.image_size, int) else config.image_size[0]
     labels = config.id2label or {}
     names = tuple(str(labels.get(i, f"class {i}")) for i in range(config.num_labels))
+    if getattr(config, "reads", "images") == "features":
+        return Model(module, family, Features(channels=config.num_channels), names, name)
     return Model(module, family, Preprocess.from_hugging_face(processor, size, config.num_channels), names, name)
 
 
