@@ -1,5 +1,5 @@
 """The command line: `weightsmith run`, `baseline`, `compress`, `locate`, `edit`, `edits`, `compare`, `evaluate`, `ablate`,
-`merge`, `facts`, `download`.
+`artificial`, `merge`, `facts`, `download`.
 
 Only the options are imported before a command is known, so that help answers at once.
 """
@@ -28,6 +28,7 @@ from weightsmith.run.options import (
     AblateLoraOptions,
     AblateOptions,
     AblateReplayOptions,
+    ArtificialOptions,
     AttributionOptions,
     BaselineOptions,
     CompareOptions,
@@ -59,6 +60,7 @@ _COMMANDS: dict[str, type[Any]] = {
     "compare": CompareOptions,
     "evaluate": EvaluateOptions,
     "merge": MergeOptions,
+    "artificial": ArtificialOptions,
     "facts": FactsOptions,
     "download": DownloadOptions,
 }
@@ -78,6 +80,7 @@ _EDITS: dict[str, type[EditsOptions]] = {
 }
 _GONE_ON_WITH = (
     RunOptions, CompressOptions, LocateOptions, EditOptions, CompareOptions, EvaluateOptions, AblateOptions, FactsOptions,
+    ArtificialOptions,
 )  # fmt: skip
 """Commands that take the options of an existing run for their defaults when they go on with it."""
 INTERRUPTED = 130
@@ -175,6 +178,8 @@ def _as_asked(stored: Path, base: Any) -> Any:
         again["stage"] = "full"
     elif not _fits(stored, base):
         return base  # it is of another command, which is told later
+    if isinstance(base, ArtificialOptions):
+        again["stage"] = "full"
     if isinstance(base, CompressOptions):
         again |= {"mode": "full", "skip_training": False}
     return replace(read_yaml(stored, base), **again)
@@ -222,6 +227,8 @@ def _run(options: Any) -> None:
         from weightsmith.run.ablate import ablate as command
     elif isinstance(options, MergeOptions):
         from weightsmith.run.merge import merge as command
+    elif isinstance(options, ArtificialOptions):
+        from weightsmith.run.artificial.command import artificial as command
     elif isinstance(options, FactsOptions):
         from weightsmith.run.fact_run import facts as command
     else:

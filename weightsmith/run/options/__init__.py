@@ -1,6 +1,7 @@
 """The options of every command, as dataclasses. Nothing heavy is imported here, so that `--help` answers at once."""
 
 from weightsmith.run.options.ablate import AblateLoraOptions, AblateOptions, AblateReplayOptions
+from weightsmith.run.options.artificial import ArtificialOptions
 from weightsmith.run.options.compress import CompressOptions
 from weightsmith.run.options.correct import (
     DEFAULT_DATA,
@@ -41,6 +42,7 @@ __all__ = [
     "AblateLoraOptions",
     "AblateOptions",
     "AblateReplayOptions",
+    "ArtificialOptions",
     "AttributionOptions",
     "BaselineOptions",
     "BenchOptions",

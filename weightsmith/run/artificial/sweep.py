@@ -1,0 +1,168 @@
+"""The sweep of `weightsmith artificial`: every operation and coefficient, judged on each data set with its own head."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import product
+from typing import Any, cast
+
+from rich.console import Console
+from rich.markup import escape
+
+from weightsmith import __version__, report
+from weightsmith.errors import WeightsmithError
+from weightsmith.files import write_csv, write_json
+from weightsmith.merge.operations import Mode, Operation
+from weightsmith.merge.task_vector import TaskVector
+from weightsmith.models import Model
+from weightsmith.models.heads import head_names
+from weightsmith.report.arithmetic import best_choice, choice_table, choices, sweep_figure
+from weightsmith.run.artificial.data import Task
+from weightsmith.run.artificial.judges import Judge, judge, pair_of, with_backbone
+from weightsmith.run.artificial.networks import BASE, FINETUNED, notes_of, stored
+from weightsmith.run.cells import key_of
+from weightsmith.run.folder import RunFolder
+from weightsmith.run.options import ArtificialOptions
+
+_log = logging.getLogger(__name__)
+
+CELLS = "cells"
+TABLE, REFERENCES, CHOICES, FIGURE, RECORD = (
+    "sweep.csv", "references.csv", "choices.csv", "figures/sweep.png", "sweep.json",
+)  # fmt: skip
+FILES = (TABLE, REFERENCES, CHOICES, FIGURE, RECORD)
+HEADS = (
+    "Heads are never part of the arithmetic: each data set is judged with the head that was trained on it, whatever the "
+    "backbone under it. A head is found by its role in the network, not by its name."
+)
+Rows = list[dict[str, object]]
+
+
+@dataclass(frozen=True)
+class Swept:
+    """What a sweep came to: its rows, what each untouched backbone reaches, and the coefficients that validation chose."""
+
+    rows: Rows
+    references: Rows
+    choices: Rows
+
+
+def swept_tables(options: ArtificialOptions, folder: RunFolder, tasks: tuple[Task, Task], device: str) -> Swept:
+    """The sweep of the networks that the earlier stages left, on both tables."""
+    base, fine = stored(folder, BASE, device), stored(folder, FINETUNED, device)
+    judges = [
+        Judge(task.name, model, task.split.val, task.split.held_out)
+        for task, model in zip(tasks, (base, fine), strict=True)
+    ]
+    notes = [*notes_of(folder, BASE), *notes_of(folder, FINETUNED)]
+    return _Sweep(options, folder, base, fine, judges, notes).done()
+
+
+def swept_pair(options: ArtificialOptions, folder: RunFolder, device: str) -> Swept:
+    """The sweep of a pair of image classifiers that the user names."""
+    base, fine, judges, notes = pair_of(options, device)
+    folder.write_env(device=device, data={one.name: one.digests() for one in judges}, seed=options.seed)
+    return _Sweep(options, folder, base, fine, judges, notes).done()
+
+
+@dataclass(frozen=True, eq=False)
+class _Sweep:
+    """One sweep: w and f, and judges whose networks bring a head each."""
+
+    options: ArtificialOptions
+    folder: RunFolder
+    base: Model
+    fine: Model
+    judges: list[Judge]
+    notes: list[str]
+
+    def done(self) -> Swept:
+        """Measure what is not measured yet, and write the tables and the figure."""
+        options, out = self.options, self.folder.results
+        start = [with_backbone(one, self.base) for one in self.judges]
+        ways = list(product(options.operations, options.modes))
+        vectors = {way: self._vector(*way) for way in ways}
+        rows = [row for way in ways for row in self._curve(way, vectors[way], start)]
+        references = [
+            {"backbone": name, "data": one.name, **judge(one)}
+            for name, model in ((BASE, self.base), (FINETUNED, self.fine))
+            for one in (with_backbone(other, model) for other in self.judges)
+        ]
+        chance = {one.name: 1 / one.model.n_classes for one in self.judges}
+        chosen = choices(rows)
+        write_csv(out / TABLE, rows)
+        write_csv(out / REFERENCES, references)
+        write_csv(out / CHOICES, chosen)
+        report.save(sweep_figure(rows, references, chance), out / FIGURE)
+        made = {f"{operation}, {mode}": vectors[operation, mode].info for operation, mode in ways}
+        notes = [HEADS, *self.notes]
+        write_json(out / RECORD, {"notes": notes, "chance": chance, "vectors": made, "best": best_choice(chosen)})
+        for note in notes:
+            _log.info(note)
+        return Swept(rows, references, chosen)
+
+    def _vector(self, operation: str, mode: str) -> TaskVector:
+        heads = {*head_names(self.base), *head_names(self.fine)}
+        try:
+            return TaskVector(
+                self.base.module,
+                self.fine.module,
+                cast(Operation, operation),
+                cast(Mode, mode),
+                without=heads,
+            )
+        except WeightsmithError as error:
+            if self.options.pretrained is None:
+                raise
+            raise WeightsmithError(f"--pretrained and --finetuned are no pair: {error}") from error
+
+    def _curve(self, way: tuple[str, str], vector: TaskVector, start: Sequence[Judge]) -> Rows:
+        rows: Rows = []
+        for coefficient in self.options.coefficients:
+            operation, mode = way
+            place = self.folder.path / CELLS / f"{operation}-{mode}-{coefficient!r}.json"
+            key = self._key(vector, coefficient)
+            cell = _kept(place, key)
+            if cell is None:
+                cell = []
+                for one in start:
+                    with vector.on(one.model, coefficient):
+                        measured = judge(one)
+                    cell.append(
+                        {"operation": operation, "mode": mode, "coefficient": coefficient, "data": one.name, **measured}
+                    )
+                write_json(place, {"key": key, "rows": cell})
+            rows += cell
+        return rows
+
+    def _key(self, vector: TaskVector, coefficient: float) -> str:
+        """SHA-256 of everything that a cell depends on."""
+        made = {name: vector.info[name] for name in ("operation", "mode", "pretrained", "finetuned", "without")}
+        heads = [one.model.fingerprint() for one in self.judges]
+        data = [one.digests() for one in self.judges]
+        return key_of(
+            {"version": __version__, "vector": made, "coefficient": coefficient, "heads": heads, "data": data}
+        )
+
+
+def _kept(place: Any, key: str) -> Rows | None:
+    """The rows of a cell that was measured with the same; None where there is none, or a damaged one."""
+    try:
+        entries = json.loads(place.read_text(encoding="utf-8"))
+        return cast(Rows, entries["rows"]) if entries["key"] == key else None
+    except FileNotFoundError:
+        return None
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        _log.warning("%s is damaged and measured again: %s", place, error)
+        return None
+
+
+def show(folder: RunFolder, found: Swept | None) -> None:
+    """What a person at the terminal wants to see."""
+    console = Console()
+    if found is not None:
+        console.print(choice_table(found.choices, found.references))
+    console.print(f"[bold]{escape(str(folder.path))}[/] holds everything", soft_wrap=True)
