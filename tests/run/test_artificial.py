@@ -20,6 +20,7 @@ from weightsmith.data.artificial import ArtificialTask
 from weightsmith.data.tables import write_table
 from weightsmith.models.heads import backbone_names, head_names
 from weightsmith.run.artificial import sweep as sweep_room
+from weightsmith.train.images import ImageTraining
 
 from .conftest import assert_refused
 
@@ -286,6 +287,39 @@ def test_what_is_there_is_not_mixed_with_other_options(weightsmith, copied: Path
     assert_refused(weightsmith("artificial", *words, "--resume", "--lr", 0.01), ["--lr", "--overwrite"])
     (copied / "data" / "dataset1.csv").write_text((copied / "data" / "dataset2.csv").read_text())
     assert_refused(weightsmith("artificial", *words, "--stage", "sweep"), ["dataset1", "changed"])
+
+
+def test_a_stage_is_made_anew_and_what_depends_on_it_goes(weightsmith, copied: Path) -> None:
+    base, fine = ((copied / name / "model.safetensors").read_bytes() for name in ("base", "finetuned"))
+    words = ["--stage", "finetune", "--run-name", "a", "--runs-dir", copied.parent, "--finetune-lr", 0.003]
+    assert_refused(weightsmith("artificial", *words), ["--finetune-lr", "--overwrite"])
+    outcome = weightsmith("artificial", *words, "--overwrite")
+    assert outcome.status == 0, outcome.err
+    assert (copied / "base" / "model.safetensors").read_bytes() == base
+    assert (copied / "finetuned" / "model.safetensors").read_bytes() != fine
+    assert not (copied / "sweep.csv").exists()
+    assert not (copied / "cells").exists()
+
+
+def test_a_training_that_was_stopped_goes_on_to_the_same(
+    weightsmith, small_tables: None, swept: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real, seen = ImageTraining._forward, []
+
+    def stopped(self: ImageTraining, epoch: int, step: int) -> object:
+        seen.append(epoch)
+        if len(seen) == 20:
+            raise KeyboardInterrupt
+        return real(self, epoch, step)
+
+    monkeypatch.setattr(ImageTraining, "_forward", stopped)
+    assert weightsmith("artificial", *flags(tmp_path, coefficients=(0, 0.5, 0.9))).status == 130
+    assert not (tmp_path / "a" / "base").exists()
+    monkeypatch.undo()
+    outcome = weightsmith("artificial", "--resume", "--run-name", "a", "--runs-dir", tmp_path)
+    assert outcome.status == 0, outcome.err
+    for file in ("base/model.safetensors", "finetuned/model.safetensors", "sweep.csv"):
+        assert (tmp_path / "a" / file).read_bytes() == (swept / file).read_bytes()
 
 
 def test_stages_need_what_comes_before(weightsmith, small_tables: None, tmp_path: Path) -> None:
