@@ -83,6 +83,16 @@ def test_a_run_leaves_data_networks_and_a_sweep_with_true_numbers(swept: Path) -
     assert float(reference["test_low"]) == pytest.approx(seen.low, abs=1e-6)
 
 
+def test_the_card_of_a_network_loads_it(swept: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    card = (swept / "base" / "README.md").read_text()
+    assert "rows of 16 numbers" in card
+    assert "Image.open" not in card
+    found: dict[str, list[int]] = {}
+    monkeypatch.chdir(swept / "base")
+    exec(card.split("```python")[1].split("```")[0], found)
+    assert len(found["labels"]) == 4
+
+
 def test_coefficient_0_is_the_base_and_a_point_is_what_the_vector_gives(swept: Path) -> None:
     table, references = rows(swept / "sweep.csv"), rows(swept / "references.csv")
     for data in ("dataset1", "dataset2"):

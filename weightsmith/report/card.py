@@ -29,6 +29,17 @@ image = Image.open("image.png").convert("{mode}")
 label = model(**processor(image, return_tensors="pt")).logits.argmax(-1).item()
 name = model.config.id2label[label]
 ```"""
+_LOADING_FEATURES = """\
+```python
+import torch
+from transformers import AutoModelForImageClassification
+
+folder = "."  # where this card lies
+model = AutoModelForImageClassification.from_pretrained(folder).eval()
+
+rows = torch.zeros(4, {features})  # the features of four rows, as they are in the table
+labels = model(rows).logits.argmax(-1).tolist()
+```"""
 _LIMITS_OF_EDITS = (
     "The corrections were chosen from the errors of this model on this data; on data of another kind they may help less, "
     "or harm.",
@@ -51,6 +62,7 @@ def model_card(
     data: str = "",
     class_names: Sequence[str] = (),
     channels: int = 3,
+    features: int = 0,
     split_rows: Sequence[Row] = (),
     training_rows: Sequence[Row] = (),
     edits: Sequence[Mapping[str, Any]] = (),
@@ -68,6 +80,7 @@ def model_card(
         architecture: a few words, "ViT-B/16, 86 M parameters".
         data: name of the data set.
         channels: of the images; decides how the example opens one.
+        features: of the rows, of a network that reads rows of numbers in place of images.
         split_rows: the rows of `data_split_info.csv`, for the size of each part.
         training_rows: the rows of `training_metrics.csv`; none when the model came trained.
         edits: a mapping each with method, layers (none for the classifier), corrections (how many were asked for) and,
@@ -80,14 +93,14 @@ def model_card(
             "weightsmith.models.mlp"; empty for an architecture of transformers itself.
     """
     sections = [
-        _header(base_model, licence, bool(edits)),
+        _header(base_model, licence, bool(edits), features),
         f"# {_plain(title)}",
-        _what(base_model, architecture, class_names, bool(edits)),
-        _data(data, class_names, split_rows),
+        _what(base_model, architecture, class_names, bool(edits), features),
+        _data(data, class_names, split_rows, "Rows" if features else "Images"),
         _training(training_rows),
         _edits(edits),
         _metrics(blocks(evaluation_rows)),
-        _how_to_load(channels, registered_by),
+        _how_to_load(channels, features, registered_by),
         _bullets("Notes", notes),
         _bullets("Limits", (_LIMITS_OF_EDITS if edits else ()) + _LIMITS),
         _provenance(provenance or {}),
@@ -95,10 +108,10 @@ def model_card(
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _header(base_model: str, licence: str, edited: bool) -> str:
+def _header(base_model: str, licence: str, edited: bool, features: int) -> str:
     entries: dict[str, object] = {
         "library_name": "transformers",
-        "pipeline_tag": "image-classification",
+        "pipeline_tag": "tabular-classification" if features else "image-classification",
         "tags": ["weightsmith", "model-editing"] if edited else ["weightsmith"],
     }
     if licence:
@@ -108,17 +121,18 @@ def _header(base_model: str, licence: str, edited: bool) -> str:
     return f"---\n{yaml.safe_dump(entries, sort_keys=False)}---"
 
 
-def _what(base_model: str, architecture: str, class_names: Sequence[str], edited: bool) -> str:
+def _what(base_model: str, architecture: str, class_names: Sequence[str], edited: bool, features: int) -> str:
     kinds = f" of {len(class_names)} classes" if class_names else ""
     network = f" ({_plain(architecture)})" if architecture else ""
     origin = f", trained from {_plain(base_model)}" if base_model else ""
-    sentence = f"An image classifier{kinds}{network}{origin}."
+    what = f"A classifier of rows of {features} numbers" if features else "An image classifier"
+    sentence = f"{what}{kinds}{network}{origin}."
     if edited:
         sentence += " Some of its errors were corrected by editing its weights directly, with weightsmith."
     return sentence
 
 
-def _data(data: str, class_names: Sequence[str], split_rows: Sequence[Row]) -> str:
+def _data(data: str, class_names: Sequence[str], split_rows: Sequence[Row], samples: str) -> str:
     totals = [row for row in split_rows if str(row["class"]) == "all"]
     lines: list[str] = []
     if data:
@@ -127,7 +141,7 @@ def _data(data: str, class_names: Sequence[str], split_rows: Sequence[Row]) -> s
         lines.append(f"Classes: {', '.join(_plain(name) for name in class_names)}.")
     if totals:
         parts = ", ".join(f"{part_title(str(row['part']))} {row['count']}" for row in totals)
-        lines.append(f"Images: {_plain(parts)}.")
+        lines.append(f"{samples}: {_plain(parts)}.")
     return "## Data\n\n" + "\n\n".join(lines) if lines else ""
 
 
@@ -200,12 +214,14 @@ def _provenance(provenance: Mapping[str, object]) -> str:
     return "## Provenance\n\n" + _table(["name", "value"], rows)
 
 
-def _how_to_load(channels: int, registered_by: str) -> str:
-    words, code = "In plain transformers; weightsmith is not needed.", _LOADING
+def _how_to_load(channels: int, features: int, registered_by: str) -> str:
+    words, code = "In plain transformers; weightsmith is not needed.", _LOADING_FEATURES if features else _LOADING
     if registered_by:
         words = f"The architecture is not one of transformers: importing {_plain(registered_by)} makes it known."
         code = code.replace("\nfolder =", f"\nimport {registered_by}  # makes the architecture known\n\nfolder =")
-    return f"## How to load it\n\n{words}\n\n" + code.replace("{mode}", "L" if channels == 1 else "RGB")
+    return f"## How to load it\n\n{words}\n\n" + code.replace("{mode}", "L" if channels == 1 else "RGB").replace(
+        "{features}", str(features)
+    )
 
 
 def _bullets(title: str, sentences: Sequence[str]) -> str:

@@ -191,9 +191,10 @@ def _keep(folder: RunFolder, which: str, task: Task, model: Model, key: str, row
     """Write a network: the whole as a folder that `weightsmith.load` reads, and backbone and head apart."""
     card = report.model_card(
         title=f"{task.source.name} classifier ({which})",
-        architecture="MLP of rows of numbers: ten ReLU layers, head of three",
+        architecture="MLP: ten ReLU layers, a head of three",
         data=task.source.name,
         class_names=task.source.class_names,
+        features=task.width,
         split_rows=task.split.info(),
         training_rows=rows,
         notes=notes,
