@@ -18,8 +18,8 @@ from torch import Tensor, nn
 import weightsmith as ws
 from weightsmith.delta import Delta
 from weightsmith.errors import WeightsmithError
-from weightsmith.merge.operations import MODES, OPERATIONS, Guards
 from weightsmith.merge.task_vector import TaskVector, analogy
+from weightsmith.merge.vectors.operations import MODES, OPERATIONS, Guards
 from weightsmith.models import Model
 from weightsmith.models.heads import backbone_names, head_names
 
@@ -279,6 +279,7 @@ def test_pairs_that_do_not_fit_are_refused() -> None:
         (less, f, "'a.bias'.*has not"),
         (w, f | {"a.weight": torch.ones(5, 7)}, r"a.weight is \(7, 5\)"),
         (w, {"b": torch.ones(2)}, "share no tensor"),
+        (w, f | {"steps": torch.tensor([9.0])}, r"steps is torch\.int64"),
         (w, nan, "a.bias.*NaN"),
         (nan, f, "a.bias.*NaN"),
     ]

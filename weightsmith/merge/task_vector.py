@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from weightsmith.delta import Change, Delta, Dense, HasModule, stepped
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.merge.checkpoint import Checkpoint
-from weightsmith.merge.operations import MODES, OPERATIONS, Guards, is_relative
-from weightsmith.merge.walk import Walk, check_numbers, shared
+from weightsmith.merge.vectors.operations import MODES, OPERATIONS, Guards, is_relative
+from weightsmith.merge.vectors.walk import Walk, check_numbers, shared
 
 if TYPE_CHECKING:
-    from weightsmith.merge.operations import Mode, Operation
+    from weightsmith.merge.vectors.operations import Mode, Operation
 
 _log = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from pathlib import Path
 from weightsmith.data.artificial import tasks
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.files import user_path
-from weightsmith.merge.operations import MODES, OPERATIONS
+from weightsmith.merge.vectors.operations import MODES, OPERATIONS
 from weightsmith.run.artificial import sweep
 from weightsmith.run.artificial.data import DATA, RECORD, make_data, read_data
 from weightsmith.run.artificial.networks import BASE, FINETUNED, make_base, make_finetuned

@@ -15,8 +15,8 @@ from rich.markup import escape
 from weightsmith import __version__, report
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import write_csv, write_json
-from weightsmith.merge.operations import Mode, Operation
 from weightsmith.merge.task_vector import TaskVector
+from weightsmith.merge.vectors.operations import Mode, Operation
 from weightsmith.models import Model
 from weightsmith.models.heads import head_names
 from weightsmith.report.arithmetic import best_choice, choice_table, choices, sweep_figure

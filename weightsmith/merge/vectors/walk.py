@@ -12,7 +12,7 @@ from torch import Tensor
 from weightsmith.delta import Change, Dense
 from weightsmith.errors import WeightsmithError
 from weightsmith.merge.checkpoint import Checkpoint
-from weightsmith.merge.operations import Guards, vector
+from weightsmith.merge.vectors.operations import Guards, vector
 
 
 class Found(NamedTuple):
@@ -45,7 +45,11 @@ class Walk(NamedTuple):
         apart = length = 0.0
         for name in names:
             before, after = w.read(name), f.read(name)
-            if not (before.is_floating_point() and after.is_floating_point()):
+            if before.is_floating_point() != after.is_floating_point():
+                raise WeightsmithError(
+                    f"{name} is {before.dtype} in {w.name} and {after.dtype} in {f.name}: give checkpoints of one architecture"
+                )
+            if not before.is_floating_point():
                 if not torch.equal(before, after):
                     differ.append(name)
                 continue
