@@ -44,14 +44,14 @@ def rows(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def small_tables() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(presets.PRESETS, "plain", (FIRST, SECOND))
         yield
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def swept(small_tables: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run; do not write into it, copy it with `copied`."""
     runs = tmp_path_factory.mktemp("artificial")
