@@ -95,7 +95,7 @@ def test_flags_config_and_recipe_say_the_same(weightsmith, folders, tmp_path: Pa
     (tmp_path / "recipe.yml").write_text(yaml.safe_dump(recipe))
     done = weightsmith("merge", "--mergekit", tmp_path / "recipe.yml", "--seed", 7, "--out", tmp_path / "c")
     assert done.status == 0
-    assert "mergekit draws otherwise" in done.err
+    assert "mergekitdrawsotherwise" in "".join(done.err.split())  # lines break where the terminal ends
     a, b, c = (weights(tmp_path / name) for name in "abc")
     assert len(list((tmp_path / "a").glob("*.safetensors"))) > 1
     for name, tensor in a.items():
@@ -149,7 +149,7 @@ def test_a_stranger_is_told(weightsmith, folders, tiny_model, tmp_path: Path) ->
     save(tiny_model("vit", seed=5), tmp_path / "stranger")
     done = weightsmith("merge", "--base", base, "--models", one, tmp_path / "stranger", "--out", tmp_path / "out")
     assert done.status == 0
-    assert "stranger differs from the base by" in done.err
+    assert "strangerdiffersfromthebaseby" in "".join(done.err.split())
 
 
 def test_a_merge_imports_no_torch(folders, tmp_path: Path) -> None:
