@@ -64,6 +64,7 @@ def test_every_figure_takes_any_values(figure, change):
     drawn = figure(change)
     drawn.set_layout_engine("none")  # the test below lays them out
     drawn.draw_without_rendering()  # warnings are errors
+    assert drawn.axes
 
 
 def test_nothing_is_cut_off_in_the_file(figure, tmp_path):

@@ -8,15 +8,20 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import yaml
+from PIL import Image
 
 from weightsmith import cli
 from weightsmith.data.factworld import FactWorld, fact_world
 from weightsmith.models import save
 from weightsmith.models.store import wrap
 from weightsmith.run import fact_run, facts
+
+WNIDS = ("n02", "n01", "n03")
+"""Classes of `photographs`."""
 
 TINY = {
     "model_type": "vit",
@@ -206,3 +211,22 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     quick = {"layers": [1], "steps": 12, "rounds": 1, "prefix_lengths": [[4, 1]]}
     (folder / "memit.yaml").write_text(yaml.safe_dump({"method": "memit", **quick}))
     return folder
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """A folder laid out as Tiny-ImageNet: 8 train and 4 validation images a class."""
+    root, random = tmp_path / "tiny-imagenet-3", np.random.default_rng(0)
+    lines = []
+    for label, wnid in enumerate(WNIDS):
+        names = [f"train/{wnid}/images/{wnid}_{number}.JPEG" for number in range(8)]
+        names += [f"val/images/val_{4 * label + number}.JPEG" for number in range(4)]
+        lines += [f"{Path(name).name}\t{wnid}\t0\t0\t7\t7\n" for name in names if name.startswith("val")]
+        for name in names:
+            path = root / name
+            path.parent.mkdir(parents=True, exist_ok=True)
+            Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
+    (root / "val" / "val_annotations.txt").write_text("".join(lines))
+    (root / "wnids.txt").write_text("\n".join(WNIDS))
+    (root / "words.txt").write_text("n01\tgoldfish, Carassius auratus\nn02\tbow tie, bow-tie\nn03\tcliff\n")
+    return root

@@ -540,29 +540,6 @@ def test_a_damaged_record_of_the_baseline(weightsmith, copied: Path) -> None:
 
 # --- Tiny-ImageNet --------------------------------------------------------------------------------------------------
 
-WNIDS = ("n02", "n01", "n03")
-
-
-@pytest.fixture
-def photographs(tmp_path: Path) -> Path:
-    """A folder laid out as Tiny-ImageNet: 8 train and 4 validation images a class."""
-    import numpy as np
-    from PIL import Image
-
-    root, random = tmp_path / "tiny-imagenet-3", np.random.default_rng(0)
-    lines = []
-    for label, wnid in enumerate(WNIDS):
-        names = [f"train/{wnid}/images/{wnid}_{number}.JPEG" for number in range(8)]
-        names += [f"val/images/val_{4 * label + number}.JPEG" for number in range(4)]
-        lines += [f"{Path(name).name}\t{wnid}\t0\t0\t7\t7\n" for name in names if name.startswith("val")]
-        for name in names:
-            path = root / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
-    (root / "val" / "val_annotations.txt").write_text("".join(lines))
-    (root / "wnids.txt").write_text("\n".join(WNIDS))
-    return root
-
 
 def test_tiny_imagenet_has_its_own_model_and_holds_its_validation_part_out(
     weightsmith, photographs: Path, tmp_path: Path

@@ -6,29 +6,12 @@ import csv
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
-from PIL import Image
-
-WNIDS = ("n02", "n01", "n03")
 
 
 @pytest.fixture
-def flags(tmp_path: Path) -> list[object]:
+def flags(photographs: Path, tmp_path: Path) -> list[object]:
     """A folder of 8 train and 4 validation images a class, and a network that trains on it in a second."""
-    root, random = tmp_path / "tiny-imagenet-3", np.random.default_rng(0)
-    lines = []
-    for label, wnid in enumerate(WNIDS):
-        names = [f"train/{wnid}/images/{wnid}_{number}.JPEG" for number in range(8)]
-        names += [f"val/images/val_{4 * label + number}.JPEG" for number in range(4)]
-        lines += [f"{Path(name).name}\t{wnid}\t0\t0\t7\t7\n" for name in names if name.startswith("val")]
-        for name in names:
-            path = root / name
-            path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(random.integers(0, 256, (8, 8, 3), dtype=np.uint8)).save(path)
-    (root / "val" / "val_annotations.txt").write_text("".join(lines))
-    (root / "wnids.txt").write_text("\n".join(WNIDS))
-    (root / "words.txt").write_text("n01\tgoldfish, Carassius auratus\nn02\tbow tie, bow-tie\nn03\tcliff\n")
     network = {
         "model_type": "vit",
         "image_size": 8,
@@ -40,7 +23,7 @@ def flags(tmp_path: Path) -> list[object]:
     }
     (tmp_path / "net.json").write_text(json.dumps(network))
     return [
-        "--data-path", root, "--model", tmp_path / "net.json", "--runs-dir", tmp_path / "runs", "--run-name", "tiny",
+        "--data-path", photographs, "--model", tmp_path / "net.json", "--runs-dir", tmp_path / "runs", "--run-name", "tiny",
         "--held-out-from", "val", "--val-ratio", 0.25, "--device", "cpu",
     ]  # fmt: skip
 

@@ -65,7 +65,10 @@ def head_names(checkpoint: Checkpoint) -> frozenset[str]:
             f"--head needs a family table for the model type {kind} of {checkpoint.name}, and there are {known}: give --head "
             "merge, or add a table to weightsmith/models/families"
         )
-    names = frozenset(name for name in checkpoint.names if name.rpartition(".")[0] == found.classifier)
+    inside = (name.removeprefix(f"{found.blocks}.") for name in checkpoint.names if name.startswith(f"{found.blocks}."))
+    layers = len({name.partition(".")[0] for name in inside})
+    paths = found.head_paths(layers, int(checkpoint.config.get("head_layers") or 1))
+    names = frozenset(name for name in checkpoint.names if name.startswith(tuple(f"{path}." for path in paths)))
     if not names:
         raise WeightsmithError(
             f"{checkpoint.name} has no tensors of its own for {found.classifier}, which is tied to the embedding: give --head "

@@ -175,6 +175,11 @@ class Family:
             raise WeightsmithError(f"the family table {name!r} has the {wrong}")
         return family
 
+    def head_paths(self, layers: int, head_layers: int = 1) -> tuple[str, ...]:
+        """Modules that belong to the classes: the classifier and, of a head of several maps, the last blocks of so many."""
+        deep = range(layers - head_layers + 1, layers)
+        return (*(f"{self.blocks}.{layer}" for layer in deep), self.classifier)
+
     def check(self, module: nn.Module) -> None:
         """Raise `WeightsmithError` naming the first module that the table names and the network does not have."""
         there = {name for name, _ in module.named_modules()}

@@ -22,9 +22,7 @@ def head_modules(model: Model) -> dict[str, nn.Module]:
             f"{model.name} has {model.n_layers} blocks, and its config asks for a head of {deep + 1} layers: "
             "correct head_layers"
         )
-    first = model.n_layers - deep
-    paths = [f"{model.family.blocks}.{layer}" for layer in range(first, model.n_layers)] + [model.family.classifier]
-    return {path: model.module.get_submodule(path) for path in paths}
+    return {path: model.module.get_submodule(path) for path in model.family.head_paths(model.n_layers, deep + 1)}
 
 
 def head_names(model: Model) -> tuple[str, ...]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -66,8 +67,9 @@ class _Dare(Method):
 
         return of
 
+    @abstractmethod
     def _merged(self, piece: Piece, changes: list[Array], weights: tuple[float, ...]) -> Array:
-        raise NotImplementedError
+        """The piece of the merged model, from what was not dropped of the models' changes."""
 
 
 @method("dare_linear", "DARE", "Yu et al. 2024, arXiv:2311.03099")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -41,8 +42,9 @@ class _Spectral(Method):
 
         return of
 
+    @abstractmethod
     def _of_matrix(self, changes: Sequence[Array], weights: Sequence[float]) -> Array:
-        raise NotImplementedError
+        """The merged change of one matrix, before it is scaled."""
 
 
 @method("tsv", "TSV-Merge", "Gargiulo et al. 2025, arXiv:2412.00081")
