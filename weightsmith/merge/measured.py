@@ -6,8 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from weightsmith.merge.methods.slerp import dot
-from weightsmith.merge.pieces import Piece
+from weightsmith.merge.pieces import Piece, dot
 from weightsmith.merge.storage.dtypes import Array, Kind
 
 UNRELATED = 0.5
@@ -39,10 +38,9 @@ class Measured:
 
     def see(self, piece: Piece) -> None:
         """Count a piece of the sources."""
-        self.base += dot(piece.base, piece.base)
-        for model in range(self.models):
-            change = piece.look(model)
-            self.changes[model] += dot(change, change)
+        base, *changes = piece.squares
+        self.base += base
+        self.changes = [total + square for total, square in zip(self.changes, changes, strict=True)]
 
     def see_merged(self, piece: Piece, merged: Array, stored: Array, kind: Kind) -> None:
         """Count what storing a merged piece as `kind` took."""

@@ -23,7 +23,7 @@ from weightsmith.merge.heads import HeadPolicy
 from weightsmith.merge.measured import Measured
 from weightsmith.merge.methods import Method, create
 from weightsmith.merge.methods.registry import FLAGS, Blend
-from weightsmith.merge.pieces import PIECE
+from weightsmith.merge.pieces import PIECE, is_finite
 from weightsmith.merge.readback import check_written, provenance, room_for
 from weightsmith.merge.storage.dtypes import BY_TORCH_NAME, Array, Kind
 from weightsmith.merge.storage.writer import Tensor, shard_size, shards, write_header, write_index, write_shard
@@ -172,7 +172,7 @@ class _Merge:
                 self.measured.see(piece)
                 merged = blend(piece)
                 stored = tensor.kind.narrowed(merged)
-                if not np.isfinite(tensor.kind.widened(stored) if stored.dtype != merged.dtype else merged).all():
+                if not is_finite(tensor.kind.widened(stored) if stored.dtype != merged.dtype else merged):
                     raise WeightsmithError(
                         f"{tensor.name} overflows {tensor.kind.torch_name} when it is merged: give a smaller --lambda, smaller "
                         "--weights, or --dtype float32"
@@ -190,7 +190,7 @@ class _Merge:
         kind, total = checkpoint.kind(place), int(np.prod(tensor.shape, dtype=np.int64))
         for first in range(0, total, PIECE):
             bits = checkpoint.bits(place, first, np.empty(min(PIECE, total - first), kind.layout))
-            if kind.floating and not np.isfinite(kind.widened(bits)).all():
+            if kind.floating and not is_finite(kind.widened(bits)):
                 raise WeightsmithError(f"{checkpoint.name} holds NaN or infinity in {place}: give another checkpoint")
             yield tensor.name, bits if kind is tensor.kind else tensor.kind.narrowed(kind.widened(bits))
         if not kind.floating:

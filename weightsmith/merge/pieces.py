@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+import math
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -18,6 +19,18 @@ Seen = Callable[[int, Array], None]
 """Called with a source (0 the base, then the models) and the bits of a piece of it, in order."""
 
 
+def dot(a: Array, b: Array) -> float:
+    """A scalar product over a piece; float64 where float32 would overflow or vanish."""
+    with np.errstate(over="ignore", invalid="ignore"):
+        value = float(np.dot(a, b))
+        return value if math.isfinite(value) and value != 0 else float(np.dot(a.astype("f8"), b.astype("f8")))
+
+
+def is_finite(numbers: Array) -> bool:
+    """Whether an array holds neither NaN nor infinity: its square then tells it, in a third of the time of asking each number."""
+    return math.isfinite(dot(numbers, numbers)) or bool(np.isfinite(numbers).all())
+
+
 @dataclass(frozen=True, eq=False)
 class Piece:
     """One piece of one tensor. Its arrays are used again for the next piece.
@@ -27,26 +40,30 @@ class Piece:
         base: (elements,) of the base.
         models: (elements,) of each model.
         room: (elements,) of scratch for each change.
+        squares: ‖base‖² and ‖τ‖² of each model over the piece.
     """
 
     first: int
     base: Array
     models: tuple[Array, ...]
     room: tuple[Array, ...]
-    _seen: set[int] = field(default_factory=set)
+    squares: tuple[float, ...]
+    _used: set[int] = field(default_factory=set)
 
-    def look(self, model: int) -> Array:
-        """τ = model − base, (elements,), to be read alone."""
-        if model not in self._seen:
-            np.subtract(self.models[model], self.base, out=self.room[model])
-            self._seen.add(model)
-        return self.room[model]
+    @classmethod
+    def of(cls, first: int, base: Array, models: Sequence[Array], room: Sequence[Array]) -> Piece:
+        """The piece of these numbers, its changes made in `room`."""
+        with np.errstate(over="ignore", invalid="ignore"):  # what is not finite shows in the squares
+            for model, change in zip(models, room, strict=True):
+                np.subtract(model, base, out=change)
+        return cls(first, base, tuple(models), tuple(room), tuple(dot(numbers, numbers) for numbers in (base, *room)))
 
     def change(self, model: int) -> Array:
-        """The same, which the caller may overwrite: it is made anew the next time."""
-        change = self.look(model)
-        self._seen.discard(model)
-        return change
+        """τ = model − base, (elements,), which the caller may overwrite: it is made anew the next time."""
+        if model in self._used:
+            np.subtract(self.models[model], self.base, out=self.room[model])
+        self._used.add(model)
+        return self.room[model]
 
     def changes(self) -> list[Array]:
         """Every model's change."""
@@ -95,7 +112,6 @@ class Sources:
         length = min(PIECE, total)
         stored = [np.empty(length, checkpoint.kind(key).layout) for checkpoint, key in sources]
         room = [np.empty(length, wide) for _ in self.models]
-        finite = np.empty(length, bool)
         for first in range(0, total, PIECE):
             n = min(PIECE, total - first)
             numbers = []
@@ -106,12 +122,10 @@ class Sources:
                 numbers.append(checkpoint.kind(key).widened(bits) if bits.dtype != wide else bits)
                 if numbers[-1].dtype != wide:
                     numbers[-1] = numbers[-1].astype(wide)
-                if not np.isfinite(numbers[-1], out=finite[:n]).all():
-                    raise WeightsmithError(
-                        f"{checkpoint.name} holds NaN or infinity in {key}: a training that diverged leaves such weights, "
-                        "so give another checkpoint"
-                    )
-            yield Piece(first, numbers[0], tuple(numbers[1:]), tuple(array[:n] for array in room))
+            piece = Piece.of(first, numbers[0], numbers[1:], [array[:n] for array in room])
+            if not all(map(math.isfinite, piece.squares)):
+                _check_finite(sources, numbers)
+            yield piece
 
     def changes(self, name: str) -> list[Array]:
         """Every model's whole change of a tensor, in its shape, for methods that need it at once."""
@@ -121,3 +135,13 @@ class Sources:
             for whole, change in zip(changes, piece.changes(), strict=True):
                 whole[piece.first : piece.first + len(change)] = change
         return [change.reshape(shape) for change in changes]
+
+
+def _check_finite(sources: Sequence[tuple[Checkpoint, str]], numbers: Sequence[Array]) -> None:
+    """Raise `WeightsmithError` naming the source and the tensor that holds NaN or infinity; large numbers are none."""
+    for (checkpoint, key), held in zip(sources, numbers, strict=True):
+        if not np.isfinite(held).all():
+            raise WeightsmithError(
+                f"{checkpoint.name} holds NaN or infinity in {key}: a training that diverged leaves such weights, so give another "
+                "checkpoint"
+            )

@@ -12,8 +12,7 @@ import numpy as np
 
 from weightsmith.merge.methods.arithmetic import combined
 from weightsmith.merge.methods.registry import Blend, Method, added, method
-from weightsmith.merge.methods.slerp import dot
-from weightsmith.merge.pieces import Sources
+from weightsmith.merge.pieces import Sources, dot
 
 
 @method("model_stock", "Model Stock", "Jang et al. 2024, arXiv:2403.19522")

@@ -12,7 +12,7 @@ import numpy as np
 from weightsmith.errors import WeightsmithError
 from weightsmith.merge.methods.arithmetic import combined
 from weightsmith.merge.methods.registry import Blend, Method, added, method
-from weightsmith.merge.pieces import Piece, Sources
+from weightsmith.merge.pieces import Piece, Sources, dot
 from weightsmith.merge.storage.dtypes import Array
 
 PARALLEL = 0.9995
@@ -26,13 +26,6 @@ def products(sources: Sources, name: str) -> tuple[float, float, float]:
         a, b = piece.base, piece.models[0]
         aa, bb, ab = aa + dot(a, a), bb + dot(b, b), ab + dot(a, b)
     return aa, bb, ab
-
-
-def dot(a: Array, b: Array) -> float:
-    """A scalar product over a piece; float64 where float32 would overflow or vanish."""
-    with np.errstate(over="ignore"):
-        value = float(np.dot(a, b))
-    return value if math.isfinite(value) and value != 0 else float(np.dot(a.astype("f8"), b.astype("f8")))
 
 
 @method("slerp", "SLERP", "Shoemake 1985, doi:10.1145/325165.325242")
