@@ -61,7 +61,13 @@ def tuned(tiny_model, tmp_path: Path):
 def test_what_a_merged_folder_holds(tuned, tmp_path: Path, family_name: str) -> None:
     base, one, two = tuned(family_name)
     done = merge(
-        "task_arithmetic", base, [one, two], tmp_path / "out", weights=[0.5, 0.25], card=lambda report: "a card"
+        "task_arithmetic",
+        base,
+        [one, two],
+        tmp_path / "out",
+        weights=[0.5, 0.25],
+        more={"search": 1},
+        beside=lambda folder, _: (folder / "README.md").write_text("a card"),
     )
     assert (tmp_path / "out" / "README.md").read_text() == "a card"
     theirs, mine = files_of(base), files_of(tmp_path / "out")

@@ -4,7 +4,7 @@ Only what touches a network imports torch, so that a merge takes the memory and 
 """
 
 from weightsmith.merge.checkpoint import Checkpoint
-from weightsmith.merge.merging import Merged, merge
+from weightsmith.merge.merging import Merged, check_target, merge
 from weightsmith.merge.methods import METHODS, Method, create
 
-__all__ = ["METHODS", "Checkpoint", "Merged", "Method", "create", "merge"]
+__all__ = ["METHODS", "Checkpoint", "Merged", "Method", "check_target", "create", "merge"]

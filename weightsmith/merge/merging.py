@@ -64,8 +64,9 @@ def merge(
     max_shard_size: str | None = None,
     sha256: bool = False,
     overwrite: bool = False,
-    card: Callable[[Mapping[str, Any]], str] | None = None,
     notes: Sequence[str] = (),
+    more: Mapping[str, Any] | None = None,
+    beside: Callable[[Path, Mapping[str, Any]], None] | None = None,
 ) -> Merged:
     """Merge models that were fine-tuned from one base, and write the result as a Hugging Face folder.
 
@@ -82,8 +83,9 @@ def merge(
         max_shard_size: "5GB" say; None writes one file.
         sha256: also tell the SHA-256 of every source's weights, as `weightsmith.delta.weights_hash` has it.
         overwrite: replace a folder that an earlier merge wrote.
-        card: from the report to the text of README.md.
         notes: sentences that the report is to hold as well.
+        more: entries that the report is to hold as well.
+        beside: writes what else is to lie in the folder, given that folder and the report, before it appears.
 
     Raises:
         WeightsmithError: in one sentence: sources that do not fit, NaN, bad options, a folder that exists, a full disk.
@@ -101,11 +103,12 @@ def merge(
     target = user_path(out)
     with ExitStack() as stack:
         first, *others = (stack.enter_context(Checkpoint.open(source)) for source in (base, *models))
-        _check_target(target, overwrite, (first, *others))
+        _check_apart(target, (first, *others))
+        check_target(target, overwrite)
         check_base_apart(first, others, made.of_base, made.name)
         plan = planned(first, others, counts, policy)
         plan = replace(plan, notes=(*notes, *plan.notes))
-        return _Merge(made, plan, policy, kind, limit, sha256).written(target, card)
+        return _Merge(made, plan, policy, kind, limit, sha256).written(target, more or {}, beside)
 
 
 class _Merge:
@@ -122,7 +125,9 @@ class _Merge:
         self.measured = Measured(len(old.models))
         self.notes = list(plan.notes)
 
-    def written(self, target: Path, card: Callable[[Mapping[str, Any]], str] | None) -> Merged:
+    def written(
+        self, target: Path, more: Mapping[str, Any], beside: Callable[[Path, Mapping[str, Any]], None] | None
+    ) -> Merged:
         """Write the folder, atomically."""
         files = shards([self._tensor(name) for name in self.plan.names], self.limit)
         room = room_for(self._known())
@@ -141,10 +146,10 @@ class _Merge:
             own, head_of = self.every[0], self.every[1 + self.head.model] if self.head.way == "take" else None
             self.notes += copy_beside(own, folder, self.kind, head_of)
             self.notes += self.measured.notes([model.name for model in self.sources.models])
-            report = self._report(prints, result, size, [shard.file for shard in files])
+            report = self._report(prints, result, size, [shard.file for shard in files]) | dict(more)
             write_json(folder / REPORT, report)
-            if card is not None:
-                (folder / "README.md").write_text(card(report), encoding="utf-8")
+            if beside is not None:
+                beside(folder, report)
         for note in report["notes"]:
             _log.warning("%s", note)
         return Merged(target, report)
@@ -250,21 +255,26 @@ def _kind(dtype: str | None) -> Kind | None:
     return BY_TORCH_NAME[dtype]
 
 
-def _check_target(target: Path, overwrite: bool, sources: Sequence[Checkpoint]) -> None:
-    """Refuse to write where something is that the user did not ask to replace."""
+def check_target(out: str | Path, overwrite: bool) -> None:
+    """Raise `WeightsmithError` where something is that the user did not ask to replace."""
+    target = user_path(out)
     if target.suffix == ".safetensors":
         raise WeightsmithError(f"--out {target} names a file: give the folder in which model.safetensors is to be")
     if target.exists() and not target.is_dir():
         raise WeightsmithError(f"--out {target} is a file: give a folder that does not exist yet")
-    inside = [path for one in sources for path in one.files() if target.resolve() in path.resolve().parents]
-    if inside:
-        raise WeightsmithError(f"--out {target} holds {inside[0].name}, which is to be merged: give another folder")
     if target.is_dir() and any(target.iterdir()):
         if not overwrite:
             raise WeightsmithError(f"--out {target} exists: give --overwrite to replace it, or another folder")
         if not (target / REPORT).is_file():
             raise WeightsmithError(f"--out {target} holds something else than a merged model, which --overwrite would delete: "
                                    "give another folder")  # fmt: skip
+
+
+def _check_apart(target: Path, sources: Sequence[Checkpoint]) -> None:
+    """Raise `WeightsmithError` where the folder holds what is to be merged."""
+    inside = [path for one in sources for path in one.files() if target.resolve() in path.resolve().parents]
+    if inside:
+        raise WeightsmithError(f"--out {target} holds {inside[0].name}, which is to be merged: give another folder")
 
 
 def _check_space(folder: Path, size: int) -> None:

@@ -27,7 +27,7 @@ def dot(a: Array, b: Array) -> float:
 
 
 def is_finite(numbers: Array) -> bool:
-    """Whether an array holds neither NaN nor infinity: its square then tells it, in a third of the time of asking each number."""
+    """Whether an array holds neither NaN nor infinity; its square tells it in a third of the time of asking each number."""
     return math.isfinite(dot(numbers, numbers)) or bool(np.isfinite(numbers).all())
 
 
@@ -142,6 +142,6 @@ def _check_finite(sources: Sequence[tuple[Checkpoint, str]], numbers: Sequence[A
     for (checkpoint, key), held in zip(sources, numbers, strict=True):
         if not np.isfinite(held).all():
             raise WeightsmithError(
-                f"{checkpoint.name} holds NaN or infinity in {key}: a training that diverged leaves such weights, so give another "
-                "checkpoint"
+                f"{checkpoint.name} holds NaN or infinity in {key}: a training that diverged leaves such weights, so give "
+                "another checkpoint"
             )

@@ -21,10 +21,11 @@ from weightsmith.models import Model
 from weightsmith.models.heads import head_names
 from weightsmith.report.arithmetic import best_choice, choice_table, choices, sweep_figure
 from weightsmith.run.artificial.data import Task
-from weightsmith.run.artificial.judges import Judge, judge, pair_of, with_backbone
 from weightsmith.run.artificial.networks import BASE, FINETUNED, notes_of, stored
+from weightsmith.run.artificial.pair import pair_of
 from weightsmith.run.cells import key_of
 from weightsmith.run.folder import RunFolder
+from weightsmith.run.judges import Judge, columns, on_test, on_validation, with_backbone
 from weightsmith.run.options import ArtificialOptions
 
 _log = logging.getLogger(__name__)
@@ -146,6 +147,11 @@ class _Sweep:
         return key_of(
             {"version": __version__, "vector": made, "coefficient": coefficient, "heads": heads, "data": data}
         )
+
+
+def judge(one: Judge) -> dict[str, object]:
+    """Accuracy of the judge's network: on validation samples, and on the sealed test samples."""
+    return columns("val", on_validation(one)) | columns("test", on_test(one))
 
 
 def _kept(place: Any, key: str) -> Rows | None:

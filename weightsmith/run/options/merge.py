@@ -43,7 +43,26 @@ class MergeOptions:
     gamma: float | None = None
     """Share of the largest changes that breadcrumbs leaves out [0.01]."""
     seed: int = 42
-    """Of what dare drops."""
+    """Of what dare drops, and of how data sets are cut."""
+    data_path: tuple[str, ...] = ()
+    """Choose λ by data: the data set of each model, in their order, as for `run`; their validation parts choose, their test
+    parts are reported once."""
+    control_data_path: str | None = None
+    """The data set of the base, on which it must keep its accuracy; wanted where a weight is negative."""
+    control_keep: float = 0.95
+    """Share of its accuracy that it must keep there."""
+    coefficients: tuple[float, ...] = ()
+    """The λ to choose from [0, 0.1, ..., 1]."""
+    judging_images: int | None = None
+    """Validation images a data set that choose, at most [all]."""
+    held_out_ratio: float = 0.2
+    """Share that is its test part, of a data set that has none and whose model's run is not there."""
+    val_ratio: float = 0.2
+    """Share of the rest that is its validation part, likewise."""
+    device: str = "auto"
+    """What the judged networks run on: auto (CUDA, else MPS, else CPU), or a torch device."""
+    cache_dir: str | None = None
+    """Where measured accuracies are kept, so that a search that was stopped goes on [the platform's cache folder]."""
     dtype: Literal["float32", "float16", "bfloat16"] | None = None
     """Of the merged tensors [the base's]."""
     max_shard_size: str | None = None

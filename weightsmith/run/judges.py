@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import torch
 
@@ -17,7 +18,6 @@ from weightsmith.files import user_path
 from weightsmith.measure import Interval, Predictions, predict, proportion
 from weightsmith.models import Model, load
 from weightsmith.models.heads import backbone_names
-from weightsmith.run.options import ArtificialOptions
 from weightsmith.run.recorded import recorded_split
 
 
@@ -41,14 +41,37 @@ class Judge:
         return {"val": self.val.digest(), "test": self.test.digest()}
 
 
-def judge(one: Judge) -> dict[str, object]:
-    """Accuracy of the judge's network with Wilson's 95% interval: on validation samples, and on the sealed test samples."""
-    measured: dict[str, object] = {}
-    for part, seen in (("val", predict(one.model, one.val)), ("test", answers_of(one.model, one.test, title="test"))):
-        found = _accuracy(seen)
-        measured |= {f"{part}_accuracy": round(found.value, 6), f"{part}_low": round(found.low, 6)}
-        measured |= {f"{part}_high": round(found.high, 6), f"{part}_n": found.n}
-    return measured
+class Cut(Protocol):
+    """The options that say how a data set is cut where nobody has recorded it, and where large files are unpacked."""
+
+    @property
+    def held_out_ratio(self) -> float: ...
+    @property
+    def val_ratio(self) -> float: ...
+    @property
+    def seed(self) -> int: ...
+    @property
+    def cache_dir(self) -> str | None: ...
+
+
+def on_validation(one: Judge) -> Interval:
+    """Accuracy of the judge's network on validation samples, with Wilson's 95% interval."""
+    return _accuracy(predict(one.model, one.val))
+
+
+def on_test(one: Judge) -> Interval:
+    """The same on the sealed test samples."""
+    return _accuracy(answers_of(one.model, one.test, title="test"))
+
+
+def columns(part: str, found: Interval) -> dict[str, object]:
+    """An accuracy as columns of a table: `val_accuracy`, `val_low`, `val_high`, `val_n`."""
+    return {
+        f"{part}_accuracy": round(found.value, 6),
+        f"{part}_low": round(found.low, 6),
+        f"{part}_high": round(found.high, 6),
+        f"{part}_n": found.n,
+    }
 
 
 def _accuracy(seen: Predictions) -> Interval:
@@ -66,34 +89,15 @@ def with_backbone(one: Judge, backbone: Model) -> Judge:
     return replace(one, model=replace(one.model, module=module))
 
 
-def pair_of(options: ArtificialOptions, device: str) -> tuple[Model, Model, list[Judge], list[str]]:
-    """The pair that the user names, its judges, and what a reader must know.
-
-    Raises:
-        WeightsmithError: naming the flag: no classifiers, other classes than the data, networks of other sizes.
-    """
-    assert options.pretrained is not None
-    assert options.finetuned is not None
-    assert options.data_path is not None
-    base = _classifier(options.pretrained, "--pretrained", device)
-    fine = _classifier(options.finetuned, "--finetuned", device)
-    _check_alike(base, fine)
-    notes: list[str] = []
-    judges = []
-    if options.pretrained_data_path is not None:
-        judges.append(
-            _judge(options, base, options.pretrained, options.pretrained_data_path, "--pretrained-data-path", notes)
-        )
-    judges.append(_judge(options, fine, options.finetuned, options.data_path, "--data-path", notes))
-    if len({one.name for one in judges}) < len(judges):
-        judges = [
-            replace(one, name=f"{one.name} ({which})")
-            for one, which in zip(judges, ("base", "fine-tuned"), strict=True)
-        ]
-    return base, fine, judges, notes
+def named_apart(judges: list[Judge], marks: list[str]) -> list[Judge]:
+    """The judges, with a mark behind the names where two data sets have one."""
+    if len({one.name for one in judges}) == len(judges):
+        return judges
+    return [replace(one, name=f"{one.name} ({mark})") for one, mark in zip(judges, marks, strict=True)]
 
 
-def _classifier(path: str, flag: str, device: str) -> Model:
+def classifier(path: str, flag: str, device: str) -> Model:
+    """The image classifier at a path. Raises `WeightsmithError` naming the flag."""
     try:
         model = load(path, device=device)
     except WeightsmithError as error:
@@ -103,35 +107,32 @@ def _classifier(path: str, flag: str, device: str) -> Model:
     return model
 
 
-def _check_alike(base: Model, fine: Model) -> None:
-    ours, theirs = (
-        {name: tuple(model.module.state_dict()[name].shape) for name in backbone_names(model)} for model in (base, fine)
-    )
-    wrong = [name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name)]
-    if wrong:
-        raise WeightsmithError(
-            f"--pretrained and --finetuned are no pair: {wrong[0]} is {ours.get(wrong[0], 'missing')} in the one and "
-            f"{theirs.get(wrong[0], 'missing')} in the other; give a classifier and one that was fine-tuned from it"
-        )
+def judge_of(cut: Cut, model: Model, path: str, spec: str, flag: str, notes: list[str]) -> Judge:
+    """The judge of a classifier's own data set.
 
+    Args:
+        path: where the classifier lies; spec: the data set, as `--data-path` names it, or a CSV table.
+        notes: is told where nobody knows what the classifier has seen.
 
-def _judge(options: ArtificialOptions, model: Model, path: str, spec: str, flag: str, notes: list[str]) -> Judge:
-    cache = user_path(options.cache_dir) if options.cache_dir else None
+    Raises:
+        WeightsmithError: naming the flag: no data set, or other classes than the classifier has.
+    """
+    cache = user_path(cut.cache_dir) if cut.cache_dir else None
     source = open_table(spec) if spec.endswith(".csv") else open_data(spec, model.preprocess.size, cache)
     if source.n_classes != model.n_classes:
         raise WeightsmithError(
             f"{flag} {spec} has {source.n_classes} classes and {path} {model.n_classes}: give the data set of that classifier"
         )
-    val, test = _parts(options, path, source, notes)
+    val, test = _parts(cut, path, source, notes)
     return Judge(source.name, model, val, test)
 
 
-def _parts(options: ArtificialOptions, path: str, source: Source, notes: list[str]) -> tuple[ImageSet, ImageSet]:
+def _parts(cut: Cut, path: str, source: Source, notes: list[str]) -> tuple[ImageSet, ImageSet]:
     """(validation, sealed test) as the run of the model recorded them, else the data set's own, else cut here."""
     recorded = recorded_split(path, source)
     if recorded is not None and recorded.held() and "val" in recorded.entries:
         return recorded.part("val", source), recorded.part(recorded.held()[0], source)
-    split = source.split("test" if "test" in source.parts else options.held_out_ratio, options.seed, options.val_ratio)
+    split = source.split("test" if "test" in source.parts else cut.held_out_ratio, cut.seed, cut.val_ratio)
     if "test" not in source.parts:
         notes.append(
             f"What {path} was trained on is not recorded: the test part of {source.name} was cut here, and the classifier may "

@@ -1,0 +1,151 @@
+"""`weightsmith merge`: several fine-tuned models become one, at a given coefficient or at one that data choose."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from weightsmith.errors import WeightsmithError
+from weightsmith.files import default_cache_dir, user_path, write_csv, write_text
+from weightsmith.merge import Merged, Method, create
+from weightsmith.merge import merge as merged_from
+from weightsmith.merge.card import merged_card
+from weightsmith.merge.mergekit import Recipe, read_recipe
+from weightsmith.run.options import MergeOptions
+
+if TYPE_CHECKING:
+    from weightsmith.run.merge.search import Found
+
+_TABLE, _TESTS, _FIGURE = "search.csv", "search_test.csv", "search.png"
+_OF_SEARCH = ("control_data_path", "coefficients", "judging_images")
+"""Options that mean nothing without `data_path`."""
+
+
+def merge(options: MergeOptions) -> Path:
+    """Merge what the options name, and return the folder of the merged model.
+
+    Raises:
+        WeightsmithError: bad options, checkpoints that do not fit together, or a folder that exists, in one sentence.
+    """
+    recipe = None
+    if options.mergekit is not None:
+        recipe = read_recipe(user_path(options.mergekit))
+        options = _under(options, recipe)
+    for flag, value in (("--base", options.base), ("--models", options.models), ("--out", options.out)):
+        if not value:
+            raise WeightsmithError(f"{flag} is missing: weightsmith merge --base DIR --models DIR ... --out DIR")
+    assert options.base is not None
+    assert options.out is not None
+    method = create(
+        options.method, scale=options.lambda_, density=options.density, gamma=options.gamma, seed=options.seed
+    )
+    found = _searched(options, method)
+    done = merged_from(
+        found.method if found else method,
+        options.base,
+        options.models,
+        options.out,
+        weights=options.weights or None,
+        head=options.head,
+        dtype=options.dtype,
+        max_shard_size=options.max_shard_size,
+        sha256=options.sha256,
+        overwrite=options.overwrite,
+        notes=[*(recipe.notes if recipe else ()), *(found.bench.notes if found else ())],
+        more={"search": found.record()} if found else None,
+        beside=lambda folder, report: _beside(folder, report, found),
+    )
+    _show(done, found)
+    return done.path
+
+
+def _searched(options: MergeOptions, method: Method) -> Found | None:
+    """The coefficient that data choose, where data are given."""
+    if not options.data_path:
+        default = MergeOptions()
+        for name in _OF_SEARCH:
+            if getattr(options, name) != getattr(default, name):
+                raise WeightsmithError(
+                    f"--{name.replace('_', '-')} is of the search for a coefficient, which needs data: give --data-path, the "
+                    "data set of each model"
+                )
+        return None
+    if options.lambda_ is not None:
+        raise WeightsmithError(
+            "--lambda and --data-path exclude each other: one says the coefficient, the other has it chosen"
+        )
+    from weightsmith.merge import check_target
+    from weightsmith.run.job import check_device
+    from weightsmith.run.merge.search import COEFFICIENTS, Bench, Search
+
+    assert options.base is not None
+    assert options.out is not None
+    check_target(options.out, options.overwrite)
+    if not all(map(math.isfinite, options.coefficients)):
+        raise WeightsmithError("--coefficients must be finite numbers: give 0 0.5 1")
+    if options.judging_images is not None and options.judging_images < 1:
+        raise WeightsmithError(f"--judging-images must be at least 1, not {options.judging_images}")
+    bench = Bench.of(
+        options, options.base, options.models, options.data_path, options.control_data_path, options.judging_images,
+        check_device(options.device),
+    )  # fmt: skip
+    search = Search(
+        method=method,
+        base=options.base,
+        models=options.models,
+        weights=options.weights or method.default_weights(len(options.models)),
+        head=options.head,
+        bench=bench,
+        coefficients=options.coefficients or COEFFICIENTS,
+        keep=options.control_keep,
+        cache=user_path(options.cache_dir) if options.cache_dir else default_cache_dir(),
+        dtype=options.dtype,
+    )
+    return search.done()
+
+
+def _beside(folder: Path, report: Mapping[str, Any], found: Found | None) -> None:
+    """The card, and the tables and the figure of a search."""
+    write_text(folder / "README.md", merged_card(report))
+    if found is not None:
+        from weightsmith.report import save
+        from weightsmith.report.coefficients import coefficient_figure
+
+        write_csv(folder / _TABLE, found.rows)
+        write_csv(folder / _TESTS, found.test)
+        save(coefficient_figure(found.rows), folder / _FIGURE)
+
+
+def _under(options: MergeOptions, recipe: Recipe) -> MergeOptions:
+    """The recipe's values, where no flag says otherwise."""
+    default = MergeOptions()
+    unset = {f.name for f in fields(options) if getattr(options, f.name) == getattr(default, f.name)}
+    values = {name: value for name, value in recipe.options.items() if name in unset}
+    return replace(options, **values)
+
+
+def _show(done: Merged, found: Found | None) -> None:
+    console = Console()
+    if found is not None:
+        from weightsmith.report.coefficients import backbone_table
+
+        console.print(backbone_table(found.test, found.best.coefficient))
+    table = Table("model", "weight", "change / base", box=None, pad_edge=False)
+    models: Sequence[dict[str, object]] = done.report["models"]
+    for model in models:
+        ratio = model["change_over_base"]
+        table.add_row(escape(str(model["name"])), f"{model['weight']:g}", "inf" if ratio is None else f"{ratio:.4f}")
+    console.print(table)
+    output = done.report["output"]
+    console.print(
+        f"[bold]{escape(str(done.path))}[/] holds the merged model: {output['tensors']} tensors, {output['bytes'] / 1e6:.1f} MB"
+        ", read back and equal to what was merged",
+        soft_wrap=True,
+    )
