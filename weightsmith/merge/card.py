@@ -36,8 +36,9 @@ def merged_card(report: Mapping[str, Any]) -> str:
         f"---\n{header}---",
         "# A merged model",
         f"Made with weightsmith {_plain(report['version'])} by {_plain(report['method'])} ({_plain(parameters)}) from the base "
-        f"{_plain(str(base['name']))} (fingerprint {base['fingerprint'][:16]}) and the models below. No training was done, and "
-        "nothing was measured of what it can do: evaluate it before it is used.",
+        f"{_plain(str(base['name']))} (fingerprint {base['fingerprint'][:16]}) and the models below. No training was done"
+        f"{'.' if 'search' in report else ', and nothing was measured of what it can do: evaluate it before it is used.'}",
+        _search(report.get("search")),
         "## Models",
         _table(["model", "weight", "‖change‖ / ‖base‖", "fingerprint"], models),
         "## Tensors",
@@ -47,6 +48,28 @@ def merged_card(report: Mapping[str, Any]) -> str:
         _notes(report["notes"]),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
+
+
+def _search(found: Mapping[str, Any] | None) -> str:
+    """What a search for the coefficient came to: test accuracies with their 95% intervals."""
+    if found is None:
+        return ""
+    words = {"base": "base", "own": "its own model", "merged": f"merged, at {found['coefficient']:g}"}
+    rows = [
+        [
+            _plain(str(row["data"])),
+            words[row["backbone"]],
+            f"{100 * row['test_accuracy']:.1f}% ({100 * row['test_low']:.1f} to {100 * row['test_high']:.1f})",
+            str(row["test_n"]),
+        ]
+        for row in found["test"]
+    ]
+    told = (
+        f"The coefficient {found['coefficient']:g} was chosen on validation images among {len(found['coefficients'])}."
+    )
+    if found["control_keep"] is not None:
+        told += f" The control had to keep {found['control_keep']:.0%} of the base's accuracy."
+    return f"## Accuracy\n\n{told}\n\n" + _table(["data", "backbone", "test accuracy", "images"], rows)
 
 
 def _notes(sentences: Sequence[str]) -> str:

@@ -81,6 +81,9 @@ def test_two_tasks_are_added(weightsmith, finished: Path, tuned, tmp_path: Path)
     assert report["search"]["coefficient"] == best == report["parameters"]["lambda"]
     assert (tmp_path / "out" / "search.png").stat().st_size > 5000
     assert f"merged, at {best:g}" in done.out
+    card = (tmp_path / "out" / "README.md").read_text()
+    assert f"merged, at {best:g}" in card
+    assert "nothing was measured" not in card
 
     plain = weightsmith("merge", "--base", finished, "--models", runs / "rows", runs / "columns", "--lambda", best, "--head",
                         "base", "--out", tmp_path / "plain")  # fmt: skip
