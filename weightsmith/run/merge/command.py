@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import default_cache_dir, user_path, write_csv, write_text
+from weightsmith.files import user_path, write_csv, write_text
 from weightsmith.merge import Merged, Method, create
 from weightsmith.merge import merge as merged_from
 from weightsmith.merge.card import merged_card
@@ -83,7 +83,7 @@ def _searched(options: MergeOptions, method: Method) -> Found | None:
         )
     from weightsmith.merge import check_target
     from weightsmith.run.job import check_device
-    from weightsmith.run.merge.search import COEFFICIENTS, Bench, Search
+    from weightsmith.run.merge.search import Bench, Search
 
     assert options.base is not None
     assert options.out is not None
@@ -96,19 +96,7 @@ def _searched(options: MergeOptions, method: Method) -> Found | None:
         options, options.base, options.models, options.data_path, options.control_data_path, options.judging_images,
         check_device(options.device),
     )  # fmt: skip
-    search = Search(
-        method=method,
-        base=options.base,
-        models=options.models,
-        weights=options.weights or method.default_weights(len(options.models)),
-        head=options.head,
-        bench=bench,
-        coefficients=options.coefficients or COEFFICIENTS,
-        keep=options.control_keep,
-        cache=user_path(options.cache_dir) if options.cache_dir else default_cache_dir(),
-        dtype=options.dtype,
-    )
-    return search.done()
+    return Search.of(options, method, bench).done()
 
 
 def _beside(folder: Path, report: Mapping[str, Any], found: Found | None) -> None:

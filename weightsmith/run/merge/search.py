@@ -14,7 +14,7 @@ from typing import Any, cast
 from weightsmith import __version__
 from weightsmith.data.split import sample
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import write_json
+from weightsmith.files import default_cache_dir, user_path, write_json
 from weightsmith.measure import Interval
 from weightsmith.merge import Checkpoint, Method, merge
 from weightsmith.merge.goal import Goal, Point
@@ -32,6 +32,7 @@ from weightsmith.run.judges import (
     on_validation,
     with_backbone,
 )
+from weightsmith.run.options import MergeOptions
 
 _log = logging.getLogger(__name__)
 
@@ -104,32 +105,53 @@ class Bench:
 
 
 @dataclass(frozen=True, eq=False)
+class Judged:
+    """What every coefficient came to on validation images.
+
+    Attributes:
+        goal: what was wanted; points: what each coefficient came to.
+        rows: a row for each coefficient and data set: accuracies with intervals.
+    """
+
+    goal: Goal
+    points: tuple[Point, ...]
+    rows: tuple[dict[str, object], ...]
+
+    def best(self) -> Point:
+        """The point to choose. Raises as `Goal.best`."""
+        return self.goal.best(self.points)
+
+
+@dataclass(frozen=True, eq=False)
 class Found:
     """What a search came to.
 
     Attributes:
         method: the method with the chosen coefficient.
-        goal: what was wanted; points: what each coefficient came to; best: the chosen one.
-        rows: a row for each coefficient and data set: validation accuracies.
+        judged: what the choice was made from; best: the chosen point.
         test: a row for each data set and backbone (base, own, merged): sealed test accuracies.
         bench: who judged.
     """
 
     method: Method
-    goal: Goal
-    points: tuple[Point, ...]
+    judged: Judged
     best: Point
-    rows: tuple[dict[str, object], ...]
     test: tuple[dict[str, object], ...]
     bench: Bench
 
+    @property
+    def rows(self) -> list[dict[str, object]]:
+        """The rows of `search.csv`."""
+        return [row | {"chosen": row["coefficient"] == self.best.coefficient} for row in self.judged.rows]
+
     def record(self) -> dict[str, Any]:
         """What `merge_report.json` holds of it."""
+        goal = self.judged.goal
         return {
             "coefficient": self.best.coefficient,
-            "score": round(self.goal.score(self.best), 6),
-            "control_keep": self.goal.keep if self.goal.control is not None else None,
-            "coefficients": [point.coefficient for point in self.points],
+            "score": round(goal.score(self.best), 6),
+            "control_keep": goal.keep if goal.control is not None else None,
+            "coefficients": [point.coefficient for point in self.judged.points],
             "test": list(self.test),
         }
 
@@ -159,26 +181,39 @@ class Search:
     cache: Path
     dtype: str | None = None
 
-    def done(self) -> Found:
-        """Judge every coefficient, choose, and test the choice once.
+    @classmethod
+    def of(cls, options: MergeOptions, method: Method, bench: Bench) -> Search:
+        """The search that the command's options ask for."""
+        assert options.base is not None
+        return cls(
+            method=method,
+            base=options.base,
+            models=options.models,
+            weights=options.weights or method.default_weights(len(options.models)),
+            head=options.head,
+            bench=bench,
+            coefficients=options.coefficients or COEFFICIENTS,
+            keep=options.control_keep,
+            cache=user_path(options.cache_dir) if options.cache_dir else default_cache_dir(),
+            dtype=options.dtype,
+        )
+
+    def judged(self) -> Judged:
+        """Judge every coefficient on validation images.
 
         Raises:
-            WeightsmithError: as `merge` and `Goal.best`; models that have other networks than the base.
+            WeightsmithError: as `merge`; models that have other networks than the base; data that a model knows nothing of.
         """
         tasks, control = self.bench.tasks, self.bench.control
         prints = self._fingerprints()
-        alone = [self._cell(one, {"alone": one.model.fingerprint()}, partial(_itself, one)) for one in tasks]
+        alone = [self._cell(one, _own(one), partial(_itself, one)) for one in tasks]
         for one, reference in zip(tasks, alone, strict=True):
             if reference.value == 0:
                 raise WeightsmithError(
                     f"{one.model.name} has no validation image of {one.name} right: give --data-path the data set that it was "
                     "trained on"
                 )
-        stays = (
-            None
-            if control is None
-            else self._cell(control, {"alone": control.model.fingerprint()}, partial(_itself, control))
-        )
+        stays = None if control is None else self._cell(control, _own(control), partial(_itself, control))
         goal = Goal(
             references=tuple(reference.value for reference in alone),
             wanted=tuple(weight >= 0 for weight in self.weights),
@@ -190,19 +225,22 @@ class Search:
         with progress("coefficients", len(self.coefficients)) as advance:
             for coefficient in self.coefficients:
                 seen = self._measured(coefficient, prints)
-                mine = seen[: len(tasks)]
                 point = Point(
                     coefficient=coefficient,
-                    tasks=tuple(accuracy.value for accuracy in mine),
+                    tasks=tuple(accuracy.value for accuracy in seen[: len(tasks)]),
                     control=None if control is None else seen[-1].value,
                 )
                 points.append(point)
                 rows += self._rows(point, seen, goal)
                 advance(1, f"{coefficient:g}: {goal.score(point):.3f}")
-        best = goal.best(points)
-        chosen = [row | {"chosen": row["coefficient"] == best.coefficient} for row in rows]
+        return Judged(goal, tuple(points), tuple(rows))
+
+    def done(self) -> Found:
+        """Judge every coefficient, choose, and test the choice once. Raises as `judged` and `Goal.best`."""
+        judged = self.judged()
+        best = judged.best()
         method = replace(self.method, scale=best.coefficient)
-        return Found(method, goal, tuple(points), best, tuple(chosen), tuple(self._tested(method, prints)), self.bench)
+        return Found(method, judged, best, tuple(self._tested(method, self._fingerprints())), self.bench)
 
     def _fingerprints(self) -> list[str]:
         found = []
@@ -239,7 +277,7 @@ class Search:
             for name, made in ways.items():
                 keys: dict[str, dict[str, object]] = {
                     "base": {"under": one.model.fingerprint(), "backbone": prints[0]},
-                    "own": {"alone": one.model.fingerprint()},
+                    "own": _own(one),
                     "merged": self._key(method, prints, one),
                 }
                 found = self._cell(one, keys[name], made, test=True)
@@ -322,6 +360,11 @@ class Search:
                 }
             )
         return rows
+
+
+def _own(one: Judge) -> dict[str, object]:
+    """What an accuracy of a judge's own network depends on."""
+    return {"alone": one.model.fingerprint()}
 
 
 def _itself(one: Judge) -> Judge:
