@@ -15,7 +15,7 @@ from rich.console import Console
 
 from weightsmith.merge import create
 from weightsmith.run.merge import merge
-from weightsmith.run.merge.search import Bench, Search
+from weightsmith.run.merge.search import COEFFICIENTS, Bench, Search
 from weightsmith.run.options import MergeOptions
 
 METHODS = ("task_arithmetic", "ties", "dare_ties", "breadcrumbs", "tsv", "iso_c")
@@ -27,13 +27,14 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--models", nargs=2, required=True)
     parser.add_argument("--data-path", nargs=2, required=True)
     parser.add_argument("--judging-images", type=int, default=500)
+    parser.add_argument("--coefficients", nargs="+", type=float, default=COEFFICIENTS)
     parser.add_argument("--out", default="runs/two-into-one")
     parser.add_argument("--cache-dir", help="where accuracies are kept [the platform's cache folder]")
     given = parser.parse_args(arguments)
 
     options = MergeOptions(
         base=given.base, models=tuple(given.models), data_path=tuple(given.data_path), head="base",
-        judging_images=given.judging_images, out=given.out, cache_dir=given.cache_dir, overwrite=True,
+        coefficients=tuple(given.coefficients), judging_images=given.judging_images, out=given.out, cache_dir=given.cache_dir, overwrite=True,
     )  # fmt: skip
     bench = Bench.of(options, given.base, given.models, given.data_path, None, given.judging_images, "cpu")
     scores: dict[str, float] = {}

@@ -108,6 +108,36 @@ def run_copy(finished: Path, tmp_path: Path) -> Path:
     return Path(shutil.copytree(finished, tmp_path / "runs" / "base"))
 
 
+def stripes(path: Path, across: bool) -> Path:
+    """Three classes of 8 x 8 grey images: a bright band at one of three places, under noise."""
+    random = np.random.default_rng(int(across))
+    entries = {}
+    for part, count in (("train", 180), ("val", 60), ("test", 60)):
+        labels = np.arange(count) % 3
+        images = random.integers(0, 90, (count, 8, 8), dtype=np.uint8)
+        for image, label in zip(images, labels, strict=True):
+            band = image if across else image.T
+            band[3 * label : 3 * label + 2] += 120
+        entries |= {f"{part}_images": images, f"{part}_labels": labels[:, None]}
+    np.savez(path, **entries)
+    return path
+
+
+@pytest.fixture(scope="session")
+def tuned(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
+    """The digits run as the base, and two runs that were fine-tuned from it on stripes, with their data."""
+    folder = tmp_path_factory.mktemp("tuned")
+    data = {name: stripes(folder / f"{name}.npz", name == "rows") for name in ("rows", "columns")}
+    for name, path in data.items():
+        for stage in ("data", "train"):
+            cli.main(
+                ["run", "--stage", stage, "--model", str(finished), "--data-path", str(path), "--held-out-from", "test",
+                 "--epochs", "3", "--lr", "2e-3", "--batch-size", "32", "--runs-dir", str(folder / "runs"), "--run-name", name,
+                 "--device", "cpu"]
+            )  # fmt: skip
+    return folder / "runs", data
+
+
 @pytest.fixture
 def tiny() -> Callable[[Path], list[str]]:
     """Flags of a tiny run in a folder."""

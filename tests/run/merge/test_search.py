@@ -5,12 +5,10 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-import numpy as np
 import pytest
 from safetensors.torch import load_file
 
 from tests.run.conftest import Outcome, assert_refused
-from weightsmith import cli
 from weightsmith.data.sources import open_data
 from weightsmith.evaluate import answers_of
 from weightsmith.files import read_csv
@@ -20,36 +18,6 @@ from weightsmith.run.merge import search
 from weightsmith.run.recorded import recorded_split
 
 COEFFICIENTS = ("0", "0.5", "1")
-
-
-def stripes(path: Path, across: bool) -> Path:
-    """Three classes of 8 x 8 grey images: a bright band at one of three places, under noise."""
-    random = np.random.default_rng(int(across))
-    entries = {}
-    for part, count in (("train", 180), ("val", 60), ("test", 60)):
-        labels = np.arange(count) % 3
-        images = random.integers(0, 90, (count, 8, 8), dtype=np.uint8)
-        for image, label in zip(images, labels, strict=True):
-            band = image if across else image.T
-            band[3 * label : 3 * label + 2] += 120
-        entries |= {f"{part}_images": images, f"{part}_labels": labels[:, None]}
-    np.savez(path, **entries)
-    return path
-
-
-@pytest.fixture(scope="module")
-def tuned(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
-    """The digits run as the base, and two runs that were fine-tuned from it on stripes, with their data."""
-    folder = tmp_path_factory.mktemp("tuned")
-    data = {name: stripes(folder / f"{name}.npz", name == "rows") for name in ("rows", "columns")}
-    for name, path in data.items():
-        for stage in ("data", "train"):
-            cli.main(
-                ["run", "--stage", stage, "--model", str(finished), "--data-path", str(path), "--held-out-from", "test",
-                 "--epochs", "3", "--lr", "2e-3", "--batch-size", "32", "--runs-dir", str(folder / "runs"), "--run-name", name,
-                 "--device", "cpu"]
-            )  # fmt: skip
-    return folder / "runs", data
 
 
 def flags(finished: Path, tuned: tuple[Path, dict[str, Path]], out: Path, *names: str) -> list[object]:
