@@ -33,9 +33,16 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
 
     options = MergeOptions(
-        base=given.base, models=tuple(given.models), data_path=tuple(given.data_path), head="base",
-        coefficients=tuple(given.coefficients), judging_images=given.judging_images, out=given.out, cache_dir=given.cache_dir, overwrite=True,
-    )  # fmt: skip
+        base=given.base,
+        models=tuple(given.models),
+        data_path=tuple(given.data_path),
+        coefficients=tuple(given.coefficients),
+        judging_images=given.judging_images,
+        head="base",
+        out=given.out,
+        cache_dir=given.cache_dir,
+        overwrite=True,
+    )
     bench = Bench.of(options, given.base, given.models, given.data_path, None, given.judging_images, "cpu")
     scores: dict[str, float] = {}
     for name in METHODS:
