@@ -14,11 +14,11 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Delta": "weightsmith.delta",
-    "Dense": "weightsmith.delta",
+    "Dense": "weightsmith.factors",
     "Edge": "weightsmith.edge",
     "Effects": "weightsmith.effects",
     "HeldOutError": "weightsmith.errors",
-    "LowRank": "weightsmith.delta",
+    "LowRank": "weightsmith.factors",
     "Model": "weightsmith.models",
     "ImageRequest": "weightsmith.request",
     "Kept": "weightsmith.circuit",
