@@ -87,7 +87,7 @@ def test_every_mode_becomes_eight_bit_colour(tmp_path: Path, mode: str) -> None:
         image = Image.fromarray(np.full((3, 3), 200 * 257, dtype=np.uint16))
     elif mode == "P":
         image = Image.new("RGB", (3, 3), (200, 200, 200)).quantize()
-        image.info["transparency"] = bytes(range(256))
+        image.info["transparency"] = bytes([255, *range(255)])
     else:
         image = Image.new("L", (3, 3), 200).convert("RGB").convert(mode)
     image.save(path)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 import zlib
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +11,14 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from weightsmith.data.decode import decoded
 from weightsmith.data.images import ImageSet
 from weightsmith.data.npz import PARTS
 from weightsmith.data.split import Source
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import cause_of, user_path
 
-ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp")
+ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
 """Names that count as images, in lower or upper case."""
 
 _ENDS = 64 * 2**10
@@ -27,7 +27,7 @@ _ENDS = 64 * 2**10
 
 @dataclass(frozen=True)
 class FolderStore:
-    """Image files as pixels: each read decodes them and scales them, bilinearly, to one size.
+    """Image files as pixels: each read decodes them, as `decode` says, and scales them, bilinearly, to one size.
 
     Attributes:
         paths: one file an image.
@@ -56,28 +56,12 @@ class FolderStore:
 
     def _decode(self, path: str) -> Image.Image:
         try:
-            with warnings.catch_warnings():
-                warnings.simplefilter("error", Image.DecompressionBombWarning)
-                with Image.open(path) as image:
-                    image.load()
-                    return (
-                        _as_bytes(image)
-                        .convert("L" if self.grey else "RGB")
-                        .resize((self.size, self.size), Image.Resampling.BILINEAR)
-                    )
+            if not os.path.getsize(path):
+                raise ValueError("it is empty")
+            image = decoded(path).convert("L" if self.grey else "RGB")
+            return image.resize((self.size, self.size), Image.Resampling.BILINEAR)
         except Exception as error:  # decoders raise whatever their format's damage leads them to
             raise WeightsmithError(f"{path} cannot be read ({cause_of(error)}): remove or replace it") from error
-
-
-def _as_bytes(image: Image.Image) -> Image.Image:
-    """The image at 8 bits a channel, where plain conversion would cut values off or warn."""
-    if image.mode.startswith("I;16"):
-        return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-    if image.mode in ("I", "F"):
-        raise ValueError("its pixels have 32 bits, save it with 8")
-    if image.mode == "P" and "transparency" in image.info:
-        return image.convert("RGBA")
-    return image
 
 
 def folder(path: str | Path, image_size: int = 224) -> Source:

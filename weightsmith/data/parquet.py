@@ -6,9 +6,7 @@ import hashlib
 import io
 import json
 import os
-import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from weightsmith.data.folder import _as_bytes
+from weightsmith.data.decode import bombs_refused, decoded, is_grey
 from weightsmith.data.images import ImageSet
 from weightsmith.data.npz import PARTS
 from weightsmith.data.split import Source
@@ -240,8 +238,8 @@ def _shape(column: Any, root: Path) -> tuple[int, int, int]:
 def _is_grey(encoded: bytes | None) -> bool:
     """Whether an image's header says so; a damaged one says nothing and is named when it is read."""
     try:
-        with _bombs_refused(), Image.open(io.BytesIO(encoded or b"")) as image:
-            return image.mode in ("1", "L", "LA") or image.mode.startswith("I;16")
+        with bombs_refused(), Image.open(io.BytesIO(encoded or b"")) as image:
+            return is_grey(image.mode)
     except Exception:  # whatever the damage leads a decoder to
         return True
 
@@ -250,14 +248,6 @@ def _pixels(encoded: bytes | None) -> Image.Image:
     """The decoded image at 8 bits a channel."""
     if encoded is None:
         raise ValueError("there is no image")
-    with _bombs_refused(), Image.open(io.BytesIO(encoded)) as image:
-        image.load()
-        return _as_bytes(image)
-
-
-@contextmanager
-def _bombs_refused() -> Iterator[None]:
-    """Raise where PIL only warns that an image has more pixels than it deems safe."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("error", Image.DecompressionBombWarning)
-        yield
+    if not encoded:
+        raise ValueError("it is empty")
+    return decoded(io.BytesIO(encoded))

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from collections import Counter
 from pathlib import Path
 
 import numpy as np
 from PIL import Image
 
+from weightsmith.data.decode import bombs_refused
 from weightsmith.data.folder import class_files, files_fingerprint, image_files, of_files
 from weightsmith.data.split import Source
 from weightsmith.errors import WeightsmithError
@@ -198,9 +198,7 @@ def _lines(file: Path) -> list[str]:
 def _side(path: str) -> int:
     """The longer side of an image in pixels, from its header."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                return max(image.size)
+        with bombs_refused(), Image.open(path) as image:
+            return max(image.size)
     except Exception as error:  # decoders raise whatever their format's damage leads them to
         raise WeightsmithError(f"{path} cannot be read ({cause_of(error)}): remove or replace it") from error
