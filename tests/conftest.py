@@ -147,10 +147,23 @@ def _narrow_vit(classes: int) -> nn.Module:
     return NarrowViTForImageClassification(NarrowViTConfig(**_vit_entries(classes) | widths))
 
 
+def _timm_vit(classes: int, **more: Any) -> nn.Module:
+    vision = pytest.importorskip(
+        "timm.models.vision_transformer", reason="timm is not installed: it needs a torchvision that fits torch"
+    )
+    entries = {"img_size": SIDE, "patch_size": 4, "embed_dim": 16, "depth": 3, "num_heads": 2, "mlp_ratio": 1.5}
+    module: nn.Module = vision.VisionTransformer(**entries, num_classes=classes, **more)
+    return module
+
+
+def _timm_vit_scaled(classes: int) -> nn.Module:
+    return _timm_vit(classes, init_values=0.1, qk_norm=True, no_embed_class=True)
+
+
 WORDS = 29
 BUILDERS: dict[str, Callable[[int], nn.Module]] = {
     "vit": _vit, "deit": _deit, "mlp": _mlp, "gpt2": _gpt2, "gptj": _gptj, "llama": _llama, "mistral": _mistral,
-    "qwen2": _qwen2, "qwen3": _qwen3, "narrow_vit": _narrow_vit,
+    "qwen2": _qwen2, "qwen3": _qwen3, "narrow_vit": _narrow_vit, "timm_vit": _timm_vit, "timm_vit_scaled": _timm_vit_scaled,
 }  # fmt: skip
 """One builder a family: a network of 2 to 4 layers for 8x8 colour images, or for texts of up to 16 of 29 tokens."""
 

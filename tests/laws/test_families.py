@@ -225,11 +225,17 @@ def test_what_the_heads_write_and_the_bias_are_the_attention_output(model: Model
         weight = model.module.get_parameter(name)
         weight = weight.mT if transposed else weight
         heads = [Site("attn.z", layer, head) for head in range(model.n_heads(layer))]
-        run = record(model, inputs, [*heads, Site("attn.out", layer)])
+        value, out = Site("attn.value", layer), Site("attn.out", layer)
+        run = record(model, inputs, [*heads, value, out])
         columns = torch.split(weight, [run[head].shape[-1] for head in heads], dim=1)
         written = sum(run[head] @ piece.mT for head, piece in zip(heads, columns, strict=True))
         bias = model.module.get_parameter(name.removesuffix("weight") + "bias") if has_bias else 0.0
-        torch.testing.assert_close(written + bias, run[Site("attn.out", layer)], rtol=1e-5, atol=1e-5)
+        torch.testing.assert_close(written + bias, run[value], rtol=1e-5, atol=1e-5)
+        scales = [part for part in model.module.modules() if type(part).__name__ == "LayerScale"]
+        by_channel = torch.ones(run[value].shape[-1])
+        if scales:  # between the projection and the stream lies a factor a channel, of all tokens and images alike
+            by_channel = (run[value] * run[out]).sum((0, 1)) / run[value].square().sum((0, 1))
+        torch.testing.assert_close(run[value] * by_channel, run[out], rtol=1e-5, atol=1e-5)
 
 
 def test_every_linear_map_takes_its_key_to_its_value(model: Model, inputs: Tensor) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import tomllib
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from functools import cache
 from importlib import resources
 from pathlib import Path
@@ -82,7 +83,9 @@ class Family:
 
     `rotary` is the module that gives (cos, sin) of the positions, from the network's root, where blocks are handed them:
     None where positions are embedded, or where each attention turns its queries and keys by itself. `partial` says that a
-    block may be without its attention or without its MLP; the sites of what is not there are not there either.
+    block may be without its attention or without its MLP; the sites of what is not there are not there either. `fits` is
+    what tells networks of one model type apart: attribute, counted from the root, → what it must be, a module by the name of
+    its class, False for what must not be there.
     """
 
     name: str
@@ -104,6 +107,8 @@ class Family:
     rotary: str | None = None
     parts: BlockParts | None = None
     partial: bool = False
+    root: str = ""
+    fits: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def lookup(self) -> str | None:
@@ -163,6 +168,8 @@ class Family:
                 rotary=attention.get("rotary"),
                 parts=None if parts is None else BlockParts(**parts | {"qkv": tuple(parts["qkv"])}),
                 partial=table.get("partial", False),
+                root=table.get("root", ""),
+                fits=dict(table.get("fits", {})),
             )
         except (KeyError, TypeError) as error:
             raise WeightsmithError(f"the family table {name!r} is incomplete or has a wrong entry: {error}") from error
@@ -179,6 +186,15 @@ class Family:
         """Modules that belong to the classes: the classifier and, of a head of several maps, the last blocks of so many."""
         deep = range(layers - head_layers + 1, layers)
         return (*(f"{self.blocks}.{layer}" for layer in deep), self.classifier)
+
+    def misfit(self, module: nn.Module) -> str | None:
+        """The first attribute that is not what `fits` says, in words; None where all are."""
+        for path, wanted in self.fits.items():
+            where = ".".join(part for part in (self.root, path) if part)
+            found = _attribute(module, where)
+            if found != wanted and not (wanted is False and found is None):
+                return f"{where} is {found!r}, not {wanted!r}"
+        return None
 
     def check(self, module: nn.Module) -> None:
         """Raise `WeightsmithError` naming the first module that the table names and the network does not have."""
@@ -252,12 +268,24 @@ def family_of(module: nn.Module) -> Family:
         UnknownArchitectureError: listing the families and how to add one.
     """
     model_type = getattr(getattr(module, "config", None), "model_type", None)
-    for family in families().values():
-        if model_type in family.model_types and _has_module(module, family.blocks, family.classifier):
+    named = [family for family in families().values() if model_type in family.model_types]
+    for family in sorted(named, key=lambda one: -len(one.fits)):  # the table that says most comes first
+        if family.misfit(module) is None and _has_module(module, family.blocks, family.classifier):
             return family
-    known = ", ".join(f"{family.name} ({family.title})" for family in families().values())
     what = type(module).__name__ + (f" (model type {model_type!r})" if model_type else "")
+    reasons = "; ".join(f"{family.name} does not fit: {why}" for family in named if (why := family.misfit(module)))
+    if reasons:
+        raise UnknownArchitectureError(f"no family describes this {what}; {reasons}; to add one, {_HOW_TO_ADD}")
+    known = ", ".join(f"{family.name} ({family.title})" for family in families().values())
     raise UnknownArchitectureError(f"no family describes {what}; known families: {known}; to add one, {_HOW_TO_ADD}")
+
+
+def _attribute(module: nn.Module, path: str) -> Any:
+    """The attribute at a dotted path, None where there is none; a module as the name of its class."""
+    found: Any = module
+    for part in path.split("."):
+        found = getattr(found, part, None)
+    return type(found).__name__ if isinstance(found, nn.Module) else found
 
 
 def _has_module(module: nn.Module, *paths: str) -> bool:

@@ -18,7 +18,9 @@ from weightsmith.models.preprocess import Preprocess
 from weightsmith.models.text import Tokenize
 from weightsmith.site import SUBJECT_TOKENS, Site
 
-_NAMES_ONLY = ("_name_or_path", "architectures", "auto_map", "dtype", "id2label", "label2id", "transformers_version")
+_NAMES_ONLY = (
+    "_name_or_path", "architectures", "auto_map", "dtype", "id2label", "label2id", "label_names", "transformers_version",
+)  # fmt: skip
 """Entries of a config that no forward pass depends on."""
 
 
@@ -121,10 +123,8 @@ class Model:
     @property
     def n_classes(self) -> int:
         """Entries of the logits: classes of a classifier, tokens of a language model's vocabulary."""
-        if self.class_names:
-            return len(self.class_names)
         config: Any = self.module.config
-        return int(config.vocab_size)
+        return len(self.class_names) or int(config.vocab_size)
 
     @cached_property
     def blocks(self) -> list[nn.Module]:
@@ -158,8 +158,8 @@ class Model:
     def fingerprint(self) -> str:
         """SHA-256 of everything that a forward pass depends on: weights, config and preprocessing."""
         config: Any = getattr(self.module, "config", None)
-        entries = config.to_dict() if hasattr(config, "to_dict") else {}
-        said = {key: value for key, value in entries.items() if key not in _NAMES_ONLY}
+        told = config.to_dict().items() if hasattr(config, "to_dict") else ()
+        said = {key: value for key, value in told if key not in _NAMES_ONLY}
         text = json.dumps([weights_hash(self.module), said, self.encode.describe()], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 

@@ -21,6 +21,17 @@ from weightsmith.models.family import Family, families, family_of
 from weightsmith.models.model import Model
 from weightsmith.models.preprocess import Features, Preprocess
 from weightsmith.models.text import Tokenize
+from weightsmith.models.timm import MODEL_TYPE as TIMM
+from weightsmith.models.timm import (
+    PREFIX,
+    check_saves,
+    completed,
+    is_timm,
+    preprocessing,
+    pretrained,
+    require_timm,
+    wrapped,
+)
 
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.json", "tokenizer.model", "tokenizer_config.json")
 _OLD_MASKS = re.compile(r"\.attn\.(masked_)?bias$")
@@ -43,7 +54,8 @@ def load(what: str | Path | nn.Module | Model, family: Family | None = None, dev
     """A trained image classifier or language model as a `Model`.
 
     Args:
-        what: a hub name, a Hugging Face folder, a run folder (its trained model), or a network in memory.
+        what: a hub name, a Hugging Face folder, a run folder (its trained model), `timm:NAME`, or a network in memory, of
+            transformers or a vision transformer of timm, which is wrapped (`weightsmith.models.timm`).
         family: how to read an architecture that weightsmith does not know.
         device: where to put it; None leaves a network in memory where it is and loads others to the CPU.
 
@@ -54,7 +66,8 @@ def load(what: str | Path | nn.Module | Model, family: Family | None = None, dev
     if isinstance(what, Model):
         return what
     if isinstance(what, nn.Module):
-        module, name, entries, tokenizer = what, type(what).__name__, {}, None
+        name, entries, tokenizer = type(what).__name__, {}, None
+        module = wrapped(what) if is_timm(what) else what
     else:
         name = str(what)
         folder = _model_folder(name)
@@ -70,6 +83,8 @@ def wrap(
     module: nn.Module, family: Family | None, processor: dict[str, object], name: str, tokenizer: Any | None = None
 ) -> Model:
     """A network in memory as a `Model`; class names, size and channels come from its config."""
+    if getattr(getattr(module, "config", None), "model_type", None) == TIMM:
+        processor = processor or _of_timm(module)
     family = family or family_of(module)
     family.check(module)
     config: Any = module.config
@@ -109,7 +124,7 @@ def create(what: str, class_names: tuple[str, ...], seed: int, channels: int = 3
             module = _from_config({"num_channels": channels} | entries | labels, what)
             return wrap(module.eval(), None, {}, what)
         folder = _model_folder(what)
-        if folder is None and not _looks_like_hub_name(what):
+        if folder is None and not _looks_like_hub_name(what) and not what.startswith(PREFIX):
             raise WeightsmithError(
                 f"--model {what} is no preset, no config file and no folder: {did_you_mean(what, [*known, PRETRAINED])}"
             )
@@ -155,6 +170,8 @@ def save(model: Model, folder: Path | str, card: str = "") -> None:
     `AutoModelForCausalLM` and `AutoTokenizer`.
     """
     module: Any = model.module
+    if getattr(module.config, "model_type", None) == TIMM:
+        check_saves(module)
     with atomic_folder(folder) as temporary, quiet_transformers():
         module.save_pretrained(temporary)
         if isinstance(model.encode, Preprocess):
@@ -211,14 +228,22 @@ def _pretrained(name: str) -> nn.Module:
     import weightsmith.models.mlp  # registers the plain MLP with the Auto classes
     import weightsmith.models.narrow_vit  # noqa: F401
 
+    if name.startswith(PREFIX):
+        return pretrained(name.removeprefix(PREFIX))
     if not Path(name).is_dir() and not _looks_like_hub_name(name):
-        raise WeightsmithError(f"{name} does not exist: give a Hugging Face folder, a run folder or a hub name")
+        raise WeightsmithError(
+            f"{name} does not exist: give a Hugging Face folder, a run folder, a hub name or timm:NAME"
+        )
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         with quiet_transformers():
             kind = AutoConfig.from_pretrained(name).model_type
+            if kind == TIMM:
+                require_timm(f"the model in {name}")
             auto = AutoModelForCausalLM if kind in _text_types() else AutoModelForImageClassification
             module, report = auto.from_pretrained(name, output_loading_info=True)
+    except WeightsmithError:
+        raise
     except Exception as error:  # OSError, ValueError, safetensors' and the hub's own types: all mean "not loadable"
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if Path(name).is_dir():
@@ -240,6 +265,13 @@ def _pretrained(name: str) -> nn.Module:
             f"the weights in {name} {what}: they belong to another architecture, depth or class count"
         )
     return module  # type: ignore[no-any-return]
+
+
+def _of_timm(module: nn.Module) -> dict[str, object]:
+    """The pixels' mean and std of a wrapped timm network, whose config is completed with what ours read of one."""
+    if is_timm(module.get_submodule("timm_model")):
+        completed(module)
+    return preprocessing(module)
 
 
 def _text_types() -> set[str]:
