@@ -312,9 +312,7 @@ class Model:
 
         positions = torch.arange(hidden.shape[1], device=hidden.device)[None]
         config: Any = self.module.config
-        masks = create_masks_for_generate(
-            config=config, inputs_embeds=hidden, attention_mask=None, past_key_values=None, position_ids=positions
-        )
+        masks = create_masks_for_generate(config, hidden, None, None, position_ids=positions)  # no padding, no cache
         every: dict[str, Any] = {"position_ids": positions}
         if self.family.rotary is not None:
             every["position_embeddings"] = self.module.get_submodule(self.family.rotary)(hidden, positions)

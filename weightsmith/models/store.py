@@ -238,13 +238,11 @@ def _pretrained(name: str) -> nn.Module:
     try:
         with quiet_transformers():
             kind = AutoConfig.from_pretrained(name).model_type
-            if kind == TIMM:
-                require_timm(f"the model in {name}")
             auto = AutoModelForCausalLM if kind in _text_types() else AutoModelForImageClassification
             module, report = auto.from_pretrained(name, output_loading_info=True)
-    except WeightsmithError:
-        raise
     except Exception as error:  # OSError, ValueError, safetensors' and the hub's own types: all mean "not loadable"
+        if isinstance(error, ImportError) and "timm" in str(error):
+            require_timm(f"the model in {name}")
         reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
         if Path(name).is_dir():
             raise WeightsmithError(f"the model in {name} cannot be loaded ({reason}): save it again") from error
