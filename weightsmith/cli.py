@@ -1,5 +1,5 @@
 """The command line: `weightsmith run`, `baseline`, `compress`, `locate`, `edit`, `edits`, `compare`, `evaluate`, `ablate`,
-`artificial`, `merge`, `facts`, `download`.
+`artificial`, `merge`, `export`, `facts`, `download`.
 
 Only the options are imported before a command is known, so that help answers at once.
 """
@@ -37,6 +37,7 @@ from weightsmith.run.options import (
     EditOptions,
     EditsOptions,
     EvaluateOptions,
+    ExportOptions,
     FactsOptions,
     ListEditsOptions,
     LocateOptions,
@@ -60,6 +61,7 @@ _COMMANDS: dict[str, type[Any]] = {
     "compare": CompareOptions,
     "evaluate": EvaluateOptions,
     "merge": MergeOptions,
+    "export": ExportOptions,
     "artificial": ArtificialOptions,
     "facts": FactsOptions,
     "download": DownloadOptions,
@@ -153,7 +155,7 @@ def _union(members: Sequence[Any]) -> Any:
 def _defaults(kind: type[Any], flags: list[str]) -> Any:
     """Defaults: the options of the run that is gone on with, under those of `--config`."""
     base = kind()
-    if kind is DownloadOptions:
+    if kind in (DownloadOptions, ExportOptions):
         return base
     values = {name: _flag(flags, name) for name in ("run-name", "runs-dir", "stage", "mode", "config")}
     folder = _flag(flags, "output-dir") if kind is EvaluateOptions else None
@@ -227,6 +229,8 @@ def _run(options: Any) -> None:
         from weightsmith.run.ablate import ablate as command
     elif isinstance(options, MergeOptions):
         from weightsmith.run.merge import merge as command
+    elif isinstance(options, ExportOptions):
+        from weightsmith.run.export import export as command
     elif isinstance(options, ArtificialOptions):
         from weightsmith.run.artificial.command import artificial as command
     elif isinstance(options, FactsOptions):

@@ -45,7 +45,19 @@ def test_a_missing_package_is_told(
         save_onnx(tiny_model("vit"), tmp_path / "model.onnx")
 
 
-def test_a_language_model_is_refused(tiny_model: Callable[..., Model], tmp_path: Path) -> None:
-    with pytest.raises(WeightsmithError, match="reads no images"):
-        save_onnx(tiny_model("gpt2"), tmp_path / "model.onnx")
-    assert not list(tmp_path.iterdir())
+@torch.no_grad()
+def test_a_language_model_keeps_batch_and_sequence_free(
+    tiny_model: Callable[..., Model], random_inputs: Callable[..., Tensor], tmp_path: Path
+) -> None:
+    for package in ("onnx", "onnxscript"):
+        pytest.importorskip(package, reason=NEEDED)
+    runtime = pytest.importorskip("onnxruntime", reason=NEEDED)
+    model, path = tiny_model("gpt2"), tmp_path / "model.onnx"
+    save_onnx(model, path, {"said": "by us"})
+    session = runtime.InferenceSession(str(path), providers=["CPUExecutionProvider"])
+    assert session.get_modelmeta().custom_metadata_map == {"said": "by us"}
+    for shape in ((1, 1), (3, 7), (2, model.n_tokens)):
+        ids = torch.randint(1, model.n_classes, shape)
+        (found,) = session.run(["logits"], {"input_ids": ids.numpy()})
+        assert found.shape == (*shape, model.n_classes)
+        torch.testing.assert_close(torch.from_numpy(found), model.token_logits(ids), rtol=1e-4, atol=1e-4)

@@ -9,7 +9,7 @@ from weightsmith.models.hooks import Recording, count_blocks, patch, record
 from weightsmith.models.model import Model
 from weightsmith.models.preprocess import Preprocess
 from weightsmith.models.split import Split, Trace
-from weightsmith.models.store import create, create_language, load, presets, registered_by, save
+from weightsmith.models.store import create, create_language, load, presets, registered_by, save, wrapper_of
 
 __all__ = [
     "Family",
@@ -28,4 +28,5 @@ __all__ = [
     "record",
     "registered_by",
     "save",
+    "wrapper_of",
 ]

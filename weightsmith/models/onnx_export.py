@@ -1,10 +1,10 @@
-"""An image classifier as an ONNX file, for runtimes without Python."""
+"""A model as an ONNX file, for runtimes without Python."""
 
 from __future__ import annotations
 
 import logging
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from importlib.util import find_spec
 from pathlib import Path
@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import atomic_path
+from weightsmith.files import atomic_path, cause_of
 from weightsmith.models.model import Model
 
 _NEEDED = ("onnx", "onnxscript")
@@ -32,6 +32,14 @@ class _Logits(nn.Module):
         return logits
 
 
+class _TokenLogits(_Logits):
+    """The same of a language model: logits behind every token."""
+
+    def forward(self, input_ids: Tensor) -> Tensor:
+        logits: Tensor = self.module(input_ids=input_ids, use_cache=False).logits
+        return logits
+
+
 def require_onnx(what: str) -> None:
     """Raise `WeightsmithError` where a package is missing that writing an ONNX file needs; `what` needs it."""
     missing = [name for name in _NEEDED if find_spec(name) is None]
@@ -39,35 +47,48 @@ def require_onnx(what: str) -> None:
         raise WeightsmithError(f"{missing[0]} is needed to write {what}: pip install 'weightsmith[onnx]'")
 
 
-def save_onnx(model: Model, path: Path | str) -> None:
-    """Write one ONNX file (opset 20), `pixel_values` (batch, channels, size, size) → `logits` (batch, classes).
+def save_onnx(model: Model, path: Path | str, metadata: Mapping[str, str] | None = None) -> None:
+    """Write one ONNX file (opset 20) whose batch may be of any size.
 
-    The batch may be of any size; preprocessing stays outside, as in `preprocessor_config.json`.
+    Of a classifier `pixel_values` (batch, channels, size, size) → `logits` (batch, classes); preprocessing stays outside, as
+    in `preprocessor_config.json`. Of a language model `input_ids` (batch, sequence) int64 → `logits` (batch, sequence,
+    vocabulary), a sequence of any length that the model reads; tokenizing stays outside.
+
+    Args:
+        metadata: entries that the file carries, for `InferenceSession.get_modelmeta()`.
 
     Raises:
-        WeightsmithError: no image classifier, onnx or onnxscript not installed, or a network that cannot be exported.
+        WeightsmithError: onnx or onnxscript not installed, or a network that cannot be exported.
     """
-    preprocess = model.preprocess
     require_onnx(str(path))
-    dtype = next(model.module.parameters()).dtype
-    # Two images: what is exported with one takes the batch for a constant.
-    example = torch.zeros(2, preprocess.channels, preprocess.size, preprocess.size, dtype=dtype, device=model.device)
+    # Two samples: what is exported with one takes the batch for a constant.
+    batch = {0: torch.export.Dim("batch", min=1)}
+    network: _Logits
+    if model.family.reads == "text":
+        name, network = "input_ids", _TokenLogits(model)
+        example = torch.zeros(2, min(5, model.n_tokens), dtype=torch.int64, device=model.device)
+        shapes = batch | {1: torch.export.Dim("sequence", min=1, max=model.n_tokens)}
+    else:
+        name, network, preprocess = "pixel_values", _Logits(model), model.preprocess
+        dtype = next(model.module.parameters()).dtype
+        size = (2, preprocess.channels, preprocess.size, preprocess.size)
+        example, shapes = torch.zeros(size, dtype=dtype, device=model.device), batch
     with _quiet():
         try:
             program = torch.onnx.export(
-                _Logits(model).eval(),
+                network.eval(),
                 (example,),
                 dynamo=True,
                 opset_version=_OPSET,
-                input_names=["pixel_values"],
+                input_names=[name],
                 output_names=["logits"],
-                dynamic_shapes={"pixel_values": {0: torch.export.Dim("batch", min=1)}},
+                dynamic_shapes={name: shapes},
                 verbose=False,
             )
         except Exception as error:  # torch.export has many types of its own
-            reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-            raise WeightsmithError(f"{model.name} cannot be exported to {path}: {reason}") from error
+            raise WeightsmithError(f"{model.name} cannot be exported to ONNX: {cause_of(error)}") from error
     assert program is not None
+    program.model.metadata_props.update(metadata or {})
     with atomic_path(path) as temporary:
         program.save(str(temporary), external_data=False)
 

@@ -189,6 +189,11 @@ def registered_by(model: Model) -> str:
     return home if home.partition(".")[0] == "weightsmith" else ""
 
 
+def wrapper_of(model: Model) -> tuple[str, ...]:
+    """Packages that plain transformers needs beside itself to load the model."""
+    return ("timm", "torchvision") if getattr(model.module.config, "model_type", None) == TIMM else ()
+
+
 @contextmanager
 def quiet_transformers() -> Iterator[None]:
     """Keep transformers' progress bars and warnings off a user's screen while it loads or saves."""

@@ -6,6 +6,8 @@ rich renderable, text. Nothing is measured here, nothing is read from a run fold
 
 from weightsmith.report.card import model_card
 from weightsmith.report.comparison import by_batch_size, by_method, comparison_figures, comparison_table
+from weightsmith.report.edits import edit_entry
+from weightsmith.report.language_card import language_card
 from weightsmith.report.locate_page import LocateInputs, build_locate
 from weightsmith.report.maps import (
     layer_curve_rows,
@@ -34,7 +36,9 @@ __all__ = [
     "comparison_figures",
     "comparison_table",
     "confusion_matrices",
+    "edit_entry",
     "evaluation_table",
+    "language_card",
     "layer_bars",
     "layer_curve_rows",
     "layer_curves",

@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import math
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import yaml
-
 from weightsmith.measure import Interval
+from weightsmith.report import markdown
+from weightsmith.report.edits import edits_section
 from weightsmith.report.headline import Block, Measure, blocks
+from weightsmith.report.markdown import bullets, front_matter, plain, short, table
 from weightsmith.report.plots import best_epoch
-from weightsmith.report.words import Row, bounds, flat, number, part_title, percent
+from weightsmith.report.words import Row, bounds, number, part_title, percent
 
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
-_MARKUP = re.compile(r"([\\`*{}\[\]<>|#$~]|(?<!\w)_|_(?!\w))")
+MOST_CLASSES = 100
+"""Names of classes that a card lists; the model's config has all of them."""
 _LOADING = """\
 ```python
 from PIL import Image
@@ -70,6 +70,7 @@ def model_card(
     provenance: Mapping[str, object] | None = None,
     notes: Sequence[str] = (),
     licence: str = "",
+    needs: Sequence[str] = (),
     registered_by: str = "",
 ) -> str:
     """A Hugging Face model card in Markdown.
@@ -83,48 +84,37 @@ def model_card(
         features: of the rows, of a network that reads rows of numbers in place of images.
         split_rows: the rows of `data_split_info.csv`, for the size of each part.
         training_rows: the rows of `training_metrics.csv`; none when the model came trained.
-        edits: a mapping each with method, layers (none for the classifier), corrections (how many were asked for) and,
-            where known, reached (how many of them the edited model gets right).
+        edits: as `edits_section` takes them.
         evaluation_rows: the rows of `evaluation_report.csv`.
         provenance: hashes, versions, seed; name → value, nested or not.
         notes: sentences that a user must know.
         licence: identifier of the hub's list, "apache-2.0"; left out when empty.
+        needs: packages that must be installed beside transformers to load it.
         registered_by: the module that must be imported before transformers knows the architecture,
             "weightsmith.models.mlp"; empty for an architecture of transformers itself.
     """
     sections = [
-        _header(base_model, licence, bool(edits), features),
-        f"# {_plain(title)}",
+        front_matter(
+            "tabular-classification" if features else "image-classification", base_model, licence, bool(edits)
+        ),
+        f"# {plain(title)}",
         _what(base_model, architecture, class_names, bool(edits), features),
         _data(data, class_names, split_rows, "Rows" if features else "Images"),
         _training(training_rows),
-        _edits(edits),
+        edits_section(edits),
         _metrics(blocks(evaluation_rows)),
-        _how_to_load(channels, features, registered_by),
-        _bullets("Notes", notes),
-        _bullets("Limits", (_LIMITS_OF_EDITS if edits else ()) + _LIMITS),
-        _provenance(provenance or {}),
+        _how_to_load(channels, features, needs, registered_by),
+        bullets("Notes", notes),
+        bullets("Limits", (_LIMITS_OF_EDITS if edits else ()) + _LIMITS),
+        markdown.provenance(provenance or {}),
     ]
     return "\n\n".join(section for section in sections if section) + "\n"
 
 
-def _header(base_model: str, licence: str, edited: bool, features: int) -> str:
-    entries: dict[str, object] = {
-        "library_name": "transformers",
-        "pipeline_tag": "tabular-classification" if features else "image-classification",
-        "tags": ["weightsmith", "model-editing"] if edited else ["weightsmith"],
-    }
-    if licence:
-        entries["license"] = licence
-    if _HUB_NAME.fullmatch(base_model):  # the hub refuses a card whose base model is a path
-        entries["base_model"] = base_model
-    return f"---\n{yaml.safe_dump(entries, sort_keys=False)}---"
-
-
 def _what(base_model: str, architecture: str, class_names: Sequence[str], edited: bool, features: int) -> str:
     kinds = f" of {len(class_names)} classes" if class_names else ""
-    network = f" ({_plain(architecture)})" if architecture else ""
-    origin = f", trained from {_plain(base_model)}" if base_model else ""
+    network = f" ({plain(architecture)})" if architecture else ""
+    origin = f", trained from {plain(base_model)}" if base_model else ""
     what = f"A classifier of rows of {features} numbers" if features else "An image classifier"
     sentence = f"{what}{kinds}{network}{origin}."
     if edited:
@@ -136,12 +126,14 @@ def _data(data: str, class_names: Sequence[str], split_rows: Sequence[Row], samp
     totals = [row for row in split_rows if str(row["class"]) == "all"]
     lines: list[str] = []
     if data:
-        lines.append(f"Data set: {_plain(data)}.")
+        lines.append(f"Data set: {plain(data)}.")
     if class_names:
-        lines.append(f"Classes: {', '.join(_plain(name) for name in class_names)}.")
+        more = len(class_names) - MOST_CLASSES
+        listing = ", ".join(short(name) for name in class_names[:MOST_CLASSES])
+        lines.append(f"Classes: {listing}" + (f" and {more} more, which config.json has." if more > 0 else "."))
     if totals:
         parts = ", ".join(f"{part_title(str(row['part']))} {row['count']}" for row in totals)
-        lines.append(f"{samples}: {_plain(parts)}.")
+        lines.append(f"{samples}: {plain(parts)}.")
     return "## Data\n\n" + "\n\n".join(lines) if lines else ""
 
 
@@ -154,7 +146,7 @@ def _training(rows: Sequence[Row]) -> str:
         "## Training",
         f"{len(rows)} epoch{'' if len(rows) == 1 else 's'}; the weights of epoch {number(kept['epoch']):g} are kept, "
         "the one of best validation accuracy.",
-        _table(
+        table(
             ["", "loss", "accuracy"],
             [
                 [
@@ -169,31 +161,13 @@ def _training(rows: Sequence[Row]) -> str:
     return "\n\n".join(lines)
 
 
-def _edits(edits: Sequence[Mapping[str, Any]]) -> str:
-    if not edits:
-        return ""
-    rows = [
-        [
-            _plain(str(edit["method"])),
-            ", ".join(str(layer) for layer in edit.get("layers") or ()) or "classifier",
-            str(edit.get("corrections", "")),
-            str(edit.get("reached", "")),
-        ]
-        for edit in edits
-    ]
-    header = ["method", "layers changed (from 0)", "corrections asked for", "reached"]
-    if not any("reached" in edit for edit in edits):
-        header, rows = header[:-1], [row[:-1] for row in rows]
-    return "## Edits\n\n" + _table(header, rows)
-
-
 def _metrics(found: Sequence[Block]) -> str:
     if not found:
         return ""
     lines = ["## What the edits did", "95% intervals in brackets; n is the number of images behind a value."]
     for block in found:
         rows = [[measure.label, *(_cell(cell, measure) for cell in cells)] for measure, cells in block.lines]
-        lines += [f"### {_plain(part_title(block.part).capitalize())}", _table(["measure", *block.methods], rows)]
+        lines += [f"### {plain(part_title(block.part).capitalize())}", table(["measure", *block.methods], rows)]
     meanings = [f"- **{measure.label}**: {measure.meaning}" for measure, _ in found[0].lines]
     return "\n\n".join([*lines, "\n".join(meanings)])
 
@@ -207,32 +181,15 @@ def _cell(value: Interval | None, measure: Measure) -> str:
     return f"{percent(value.value, signed=signed)} ({bounds(value, signed=signed)}; n = {value.n})"
 
 
-def _provenance(provenance: Mapping[str, object]) -> str:
-    if not provenance:
-        return ""
-    rows = [[_plain(name), _plain(value)] for name, value in flat(provenance)]
-    return "## Provenance\n\n" + _table(["name", "value"], rows)
-
-
-def _how_to_load(channels: int, features: int, registered_by: str) -> str:
-    words, code = "In plain transformers; weightsmith is not needed.", _LOADING_FEATURES if features else _LOADING
+def _how_to_load(channels: int, features: int, needs: Sequence[str], registered_by: str) -> str:
+    beside = f" with {' and '.join(needs)} installed" if needs else ""
+    words, code = (
+        f"In plain transformers{beside}; weightsmith is not needed.",
+        _LOADING_FEATURES if features else _LOADING,
+    )
     if registered_by:
-        words = f"The architecture is not one of transformers: importing {_plain(registered_by)} makes it known."
+        words = f"The architecture is not one of transformers: importing {plain(registered_by)} makes it known."
         code = code.replace("\nfolder =", f"\nimport {registered_by}  # makes the architecture known\n\nfolder =")
     return f"## How to load it\n\n{words}\n\n" + code.replace("{mode}", "L" if channels == 1 else "RGB").replace(
         "{features}", str(features)
     )
-
-
-def _bullets(title: str, sentences: Sequence[str]) -> str:
-    return f"## {title}\n\n" + "\n".join(f"- {_plain(sentence)}" for sentence in sentences) if sentences else ""
-
-
-def _table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    lines = [[_plain(name) for name in header], ["---"] * len(header), *rows]
-    return "\n".join(f"| {' | '.join(cells)} |" for cells in lines)
-
-
-def _plain(text: str) -> str:
-    """Text from data on one line, with what Markdown or HTML would act on escaped."""
-    return _MARKUP.sub(r"\\\1", " ".join(text.split()))

@@ -15,7 +15,8 @@ from weightsmith.delta import weights_hash
 from weightsmith.errors import WeightsmithError
 from weightsmith.evaluate import Classification, classify
 from weightsmith.files import read_csv, user_path, write_csv, write_json
-from weightsmith.models import Model, registered_by, save
+from weightsmith.models import Model, registered_by, save, wrapper_of
+from weightsmith.run.cards import licence_of
 from weightsmith.run.folder import RunFolder, existing_runs, new_name
 from weightsmith.run.job import (
     TRAIN_DEFAULTS,
@@ -101,7 +102,8 @@ def _train_and_test(
     report.save(report.training_curve(history.rows), out / "training_curve.png")
     scores = {part: classify(model, parts[part], title=part) for part in ("val", "test")}
     write_csv(out / "baseline_metrics.csv", [row for part, score in scores.items() for row in _rows(part, score)])
-    folder.write_env(device=device, weights=weights_hash(model), seed=options.seed)
+    digests = {name: images.digest() for name, images in parts.items()}
+    folder.write_env(device=device, weights=weights_hash(model), seed=options.seed, data=digests)
     save(model, folder.path / "model", _card(options, source, model, out, folder.env()))
     return scores
 
@@ -131,5 +133,7 @@ def _card(options: BaselineOptions, source: Source, model: Model, out: Path, env
         split_rows=read_csv(out / "data_split_info.csv"),
         training_rows=read_csv(out / "baseline_training_history.csv"),
         provenance=env,
+        licence=licence_of(start_of(options)),
+        needs=wrapper_of(model),
         registered_by=registered_by(model),
     )

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich import box
 from rich.console import Console
 from rich.markup import escape
@@ -28,6 +29,7 @@ from weightsmith.evaluate import KnowledgeAnswers, KnowledgeReport, answer, know
 from weightsmith.files import user_path, write_csv, write_json
 from weightsmith.models import Model, save
 from weightsmith.request import TextRequest
+from weightsmith.run.cards import facts_card
 from weightsmith.run.editing import check_layer_flags
 from weightsmith.run.fact_run import of_auto
 from weightsmith.run.folder import RunFolder
@@ -74,7 +76,11 @@ def edit(options: EditOptions) -> Path:
         requests = [request for request in unlike if isinstance(request, TextRequest)]
         kept = Kept.of(model, options.preserve, world)
         folder.write_env(
-            device=str(model.device), weights=weights_hash(model), seed=options.seed, preserve=kept.preserve.digest()
+            device=str(model.device),
+            weights=weights_hash(model),
+            seed=options.seed,
+            data={"facts": requests_digest(requests)},
+            preserve=kept.preserve.digest(),
         )
         _log.info("editing %d facts with %s, preserving %s", len(requests), ", ".join(editing), kept.told)
         asked = requests
@@ -103,6 +109,12 @@ def edit(options: EditOptions) -> Path:
     place = escape(str(folder.path))
     console.print(f"[bold]{place}[/] holds everything; {place}/edited is the edited model", soft_wrap=True)
     return folder.path
+
+
+def requests_digest(requests: Sequence[TextRequest]) -> str:
+    """SHA-256 over what the requests ask, their names and neighbours included."""
+    asked = json.dumps([dataclasses.asdict(request) for request in requests], default=str, sort_keys=True)
+    return hashlib.sha256(asked.encode()).hexdigest()
 
 
 def editor_of(options: EditOptions, method: str, model: Model) -> Editor:
@@ -227,7 +239,8 @@ def write_results(
     write_csv(out / "answers.csv", answers)
     first = options.edit_method[0]
     with deltas[first].on(model):
-        save(model, folder.path / "edited", _card(options, deltas[first], [r for r in rows if r["method"] == first]))
+        mine = [row for row in rows if row["method"] == first]
+        save(model, folder.path / "edited", facts_card(folder, options, deltas[first], requests, mine))
     return rows
 
 
@@ -275,27 +288,3 @@ def _shown(row: Mapping[str, Any], when: str) -> Text:
     low, high = row[f"{when}_low"], row[f"{when}_high"]
     bounded = low != "" and low == low  # NaN where a single request has no bounds
     return Text(f"{row[when]:.3f}" + (f" [{low:.3f}, {high:.3f}]" if bounded else ""))
-
-
-def _card(options: EditOptions, delta: Delta, rows: Sequence[Mapping[str, Any]]) -> str:
-    """What the folder of the edited model says of itself."""
-    header = {
-        "library_name": "transformers",
-        "pipeline_tag": "text-generation",
-        "tags": ["weightsmith", "model-editing"],
-    }
-    lines = [
-        f"---\n{yaml.safe_dump(header, sort_keys=False)}---",
-        f"# {options.model if options.model != 'auto' else 'Small GPT-2 of made facts'}, edited",
-        f"{len(delta.info['requests'])} facts were edited with {delta.info['method']}. `requests.json` of the run has them; "
-        f"the weights before have the hash `{delta.base}`.",
-        "| measure | before | after | 95% interval |\n|---|---|---|---|\n"
-        + "\n".join(
-            f"| {row['measure']} | {row['before']} | {row['after']} | {row['after_low']} to {row['after_high']} |"
-            for row in rows
-            if row["measure"] in _SHOWN
-        ),
-        "An edit can change answers that nobody asked about: the table shows how often that happened to the neighbours that "
-        "were asked, not that it never happens.",
-    ]
-    return "\n\n".join(lines) + "\n"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,13 +14,14 @@ from weightsmith.data.views import EmbeddingNoise
 from weightsmith.delta import Delta, weights_hash
 from weightsmith.edit import editors, make_editor
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import read_csv, write_csv, write_json, write_text
+from weightsmith.files import write_csv, write_json, write_text
 from weightsmith.measure import Predictions, misclassified
-from weightsmith.models import Model, load, registered_by, save
+from weightsmith.models import load, save
 from weightsmith.request import ImageRequest, load_requests, save_requests
+from weightsmith.run.cards import classifier_card
 from weightsmith.run.editing import editor_options, layers_for, methods_for
 from weightsmith.run.folder import RunFolder
-from weightsmith.run.job import TRAIN_DEFAULTS, Job, check_split, new_model, save_indices, start_of, train_options
+from weightsmith.run.job import TRAIN_DEFAULTS, Job, check_split, new_model, save_indices, train_options
 from weightsmith.run.recorded import check_not_trained_on
 from weightsmith.run.tables import (
     EDIT_COLUMNS,
@@ -87,7 +88,7 @@ def run_train(job: Job) -> None:
         report.save(report.training_curve(history.rows), job.folder.figures / "training_curve.png")
         if history.skipped:
             _log.info("training was skipped: a checkpoint of this data, model and hyper-parameters is finished")
-    save(model, job.folder.path / "model", _card(job, model))
+    save(model, job.folder.path / "model", classifier_card(job.folder, options, model))
     job.folder.write_env(device=job.device, weights=weights_hash(model))
 
 
@@ -154,7 +155,7 @@ def run_edit(job: Job) -> None:
         delta.save(job.folder.path / delta_name(methods, method))
     first = deltas[methods[0]]
     with first.on(job.trained):
-        save(job.trained, job.folder.path / "edited", _card(job, job.trained, first))
+        save(job.trained, job.folder.path / "edited", classifier_card(job.folder, options, job.trained, first))
 
 
 def run_eval(job: Job) -> None:
@@ -201,7 +202,8 @@ def run_eval(job: Job) -> None:
     write_csv(out / "confusion_matrix.csv", cells)
     write_csv(out / "evaluation_report.csv", rows)
     first = deltas[methods[0]]
-    card = _card(job, job.trained, first, [row for row in rows if row["method"] == methods[0]])
+    mine = [row for row in rows if row["method"] == methods[0]]
+    card = classifier_card(job.folder, options, job.trained, first, mine)
     write_text(job.folder.path / "edited" / "README.md", card)
 
 
@@ -286,26 +288,3 @@ def _need_errors(requests: list[ImageRequest], part: str) -> None:
             f"the model makes no errors on {part}, so there is nothing to correct: give other images with --edit-from, "
             "or a harder data set"
         )
-
-
-def _card(job: Job, model: Model, delta: Delta | None = None, rows: Sequence[Mapping[str, object]] = ()) -> str:
-    """The model card of the trained model, or with a delta of the edited one."""
-    folder = job.folder
-    training = folder.results / "training_metrics.csv"
-    edits = []
-    if delta is not None:
-        edits = [{k: delta.info[k] for k in ("method", "layers")} | {"corrections": len(delta.info["requests"])}]
-    return report.model_card(
-        title=f"{job.source.name} classifier" + (", corrected" if delta is not None else ""),
-        base_model=job.options.checkpoint or start_of(job.options),
-        data=job.source.name,
-        class_names=job.source.class_names,
-        channels=job.source.part("train").channels,
-        split_rows=read_csv(folder.results / "data_split_info.csv"),
-        training_rows=read_csv(training) if training.exists() else [],
-        edits=edits,
-        evaluation_rows=rows,
-        provenance=folder.env() | ({"weights before the edit": delta.base} if delta is not None else {}),
-        notes=folder.notes(),
-        registered_by=registered_by(model),
-    )

@@ -21,6 +21,7 @@ from weightsmith.run.options.edits import (
     UndoEditsOptions,
 )
 from weightsmith.run.options.evaluate import EvaluateOptions
+from weightsmith.run.options.export import ExportOptions
 from weightsmith.run.options.files import read_yaml, to_yaml
 from weightsmith.run.options.folder import FolderOptions
 from weightsmith.run.options.knowledge import BenchOptions, CompareOptions, EditOptions, FactsOptions
@@ -53,6 +54,7 @@ __all__ = [
     "EditOptions",
     "EditsOptions",
     "EvaluateOptions",
+    "ExportOptions",
     "FactsOptions",
     "FolderOptions",
     "JobOptions",
