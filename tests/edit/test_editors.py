@@ -40,7 +40,7 @@ def reached(model: Model, delta: Delta, requests: list[ImageRequest]) -> torch.T
 
 def reachable(model: Model, requests: list[ImageRequest]) -> list[ImageRequest]:
     """Those whose class some value of the last map can give: behind a random ReLU that is not certain."""
-    goal = Goal("resid.out" if model.family.residual else "mlp.value", model.n_layers - 1)
+    goal = Goal("resid.out" if model.family.spreads else "mlp.value", model.n_layers - 1)
     met = ImageCorrections(requests).wanted(model, goal, TargetOptions()).reached.tolist()
     return [request for request, fine in zip(requests, met, strict=True) if fine]
 

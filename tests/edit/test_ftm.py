@@ -60,7 +60,7 @@ def test_rows_give_the_logits_of_the_whole_network(text_model: Model, facts: lis
 
 
 def test_rows_of_images_give_the_logits_of_the_whole_network(model: Model, random_set: Callable[..., ImageSet]) -> None:
-    if not model.family.residual:
+    if not model.family.spreads:
         with pytest.raises(WeightsmithError, match="residual stream"):
             LastMap.of(model)
         return
@@ -94,7 +94,7 @@ def test_edits_are_reached_and_one_weight_alone_changes(
 def test_images_are_corrected(model: Model, random_set: Callable[..., ImageSet]) -> None:
     images = random_set(200)
     errors = misclassified(model, images, limit=4)
-    if not model.family.residual:
+    if not model.family.spreads:
         with pytest.raises(WeightsmithError, match="alphaedit or memit"):
             FTM().solve(model, errors, images)
         return

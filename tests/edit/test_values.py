@@ -78,7 +78,7 @@ def test_the_margin_is_the_lead_over_the_best_other() -> None:
 
 def sites(model: Model) -> list[Site]:
     """Where goals are stated: behind each block, or in a network without a residual stream at each linear map."""
-    kinds = ["resid.out", "mlp.value"] if model.family.residual else ["mlp.value"]
+    kinds = ["resid.out", "mlp.value"] if model.family.spreads else ["mlp.value"]
     return [Site(kind, layer) for kind in kinds for layer in range(model.n_layers)]
 
 

@@ -465,9 +465,10 @@ def test_what_nothing_reads_has_no_effect_at_all(model: Model, few: Cases) -> No
     found = sweep(model, few, [*sites, *read], min_gap=0.0)
     for metric in METRICS:
         values = found.effects(metric).values
-        assert (values[:, : len(sites)] == 0).all()
+        rounding = 0 if model.family.parts is not None or model.family.causal else 1e-5  # of whole passes
+        assert (values[:, : len(sites)].abs() <= rounding).all()
         assert (values[:, len(sites) :] != 0).all()
-    if model.family.cls is not None:
+    if model.family.cls is not None and model.family.parts is not None:
         assert sweep(model, few, sites, min_gap=0.0).info["block_forwards"] == model.n_layers * len(few.names) * (
             1 + few.samples
         )

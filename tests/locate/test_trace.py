@@ -94,6 +94,8 @@ def test_every_target_and_metric(traced: Model, requests: list[ImageRequest], ta
 def test_the_stated_cost_is_what_runs_and_less_than_the_naive(
     traced: Model, requests: list[ImageRequest], kind: str
 ) -> None:
+    if traced.family.parts is None:
+        pytest.skip("a family that cannot be taken apart has whole passes only")
     block = Split.of(traced, torch.zeros(1, traced.n_tokens, 16)).blocks[0]
     tokens = traced.n_tokens
     whole = block.macs(
@@ -132,7 +134,8 @@ def test_all_sites_see_the_same_noise(traced: Model, requests: list[ImageRequest
 def test_what_nothing_reads_has_no_effect(traced: Model, requests: list[ImageRequest]) -> None:
     """Behind the last block only CLS is read."""
     effects = causal_trace(traced, requests, NOISE, tokens="patches")
-    assert (effects.values[:, -1] == 0).all()
+    whole = traced.family.parts is None  # whole passes of other batch sizes differ in their last bits
+    assert (effects.values[:, -1].abs() <= (1e-12 if whole else 0)).all()
     assert (effects.values[:, 0] != 0).any()
 
 

@@ -212,6 +212,7 @@ def adapted(model: Model, targets: list[str]) -> Model:
 
 ADAPTED = {
     "vit": ["q_proj", "v_proj", "o_proj", "fc1", "fc2"],
+    "timm_vit": ["qkv", "attn.proj", "fc1", "fc2"],
     "deit": ["k_proj", "fc2"],
     "gpt2": ["c_attn", "c_proj", "c_fc"],
     "llama": ["q_proj", "o_proj", "up_proj"],

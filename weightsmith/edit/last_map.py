@@ -96,10 +96,10 @@ class LastMap:
             WeightsmithError: a network whose answer is not read at one token of a residual stream.
         """
         family = model.family
-        if not family.residual or (family.reads == "images" and family.cls is None):
+        if not family.spreads or (family.reads == "images" and family.cls is None):
             raise WeightsmithError(
-                f"{model.name} is a {family.title}, and this editor needs a residual stream that is read at one token: "
-                "take alphaedit or memit"
+                f"{model.name} is a {family.title}, and this editor needs a residual stream that MLPs add to as it is, read "
+                "at one token: take alphaedit or memit"
             )
         name, transposed, _ = model.linear(_VALUE, model.n_layers - 1)
         return cls(model, name, transposed)

@@ -138,7 +138,7 @@ def default_layers(model: Model) -> tuple[int, ...]:
     if model.family.reads == "text":
         first = round(model.n_layers / 6)
         return tuple(range(first, max(first + 1, round(0.4 * model.n_layers))))
-    return last_layers(model, 3 if model.family.residual else 1)
+    return last_layers(model, 3 if model.family.spreads else 1)
 
 
 def last_layers(model: Model, count: int) -> tuple[int, ...]:

@@ -187,15 +187,15 @@ def _named(corrections: Corrections, place: Place, pairs: Sequence[tuple[int, in
 
 def _stream(model: Model, last: Place) -> str:
     """Where the goal is stated: in the residual stream behind the last block, or where there is none, at the value."""
-    if last.layer is None or not model.family.residual:
+    if last.layer is None or not model.family.spreads:
         return last.kind
     return "resid.out"
 
 
 def check_places(model: Model, layers: Sequence[int]) -> None:
     """Raise `WeightsmithError` for several layers in a network without a residual stream to spread a residual over."""
-    if len(layers) > 1 and not model.family.residual:
+    if len(layers) > 1 and not model.family.spreads:
         raise WeightsmithError(
-            f"{model.name} has no residual stream, so one edit cannot be spread over {len(layers)} layers: "
-            "give a single layer to --edit-layers"
+            f"{model.name} has no residual stream that its maps add to as it is, so one edit cannot be spread over "
+            f"{len(layers)} layers: give a single layer to --edit-layers"
         )

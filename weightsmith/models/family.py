@@ -83,7 +83,8 @@ class Family:
 
     `rotary` is the module that gives (cos, sin) of the positions, from the network's root, where blocks are handed them:
     None where positions are embedded, or where each attention turns its queries and keys by itself. `partial` says that a
-    block may be without its attention or without its MLP; the sites of what is not there are not there either. `fits` is
+    block may be without its attention or without its MLP; the sites of what is not there are not there either. `scaled` says
+    that a factor a channel may lie between what a block's maps give and what is added to the stream. `fits` is
     what tells networks of one model type apart: attribute, counted from the root, → what it must be, a module by the name of
     its class, False for what must not be there.
     """
@@ -108,6 +109,7 @@ class Family:
     parts: BlockParts | None = None
     partial: bool = False
     root: str = ""
+    scaled: bool = False
     fits: Mapping[str, Any] = field(default_factory=dict)
 
     @property
@@ -119,8 +121,13 @@ class Family:
 
     @property
     def residual(self) -> bool:
-        """Whether the blocks add to a residual stream, over which an edit can be spread."""
+        """Whether the blocks add to a residual stream."""
         return self.attention is not None
+
+    @property
+    def spreads(self) -> bool:
+        """Whether what an MLP's map gives is added to the stream as it is, so that an edit can be spread over layers."""
+        return self.residual and not self.scaled
 
     @classmethod
     def from_toml(cls, path: Path | str) -> Family:
@@ -169,6 +176,7 @@ class Family:
                 parts=None if parts is None else BlockParts(**parts | {"qkv": tuple(parts["qkv"])}),
                 partial=table.get("partial", False),
                 root=table.get("root", ""),
+                scaled=table.get("scaled", False),
                 fits=dict(table.get("fits", {})),
             )
         except (KeyError, TypeError) as error:

@@ -340,8 +340,8 @@ def _with_new_head(module: nn.Module, labels: dict[str, Any]) -> nn.Module:
     parent, _, leaf = family.classifier.rpartition(".")
     setattr(module.get_submodule(parent), leaf, head)
     config: Any = module.config
+    config.num_labels = len(labels["id2label"])  # some configs name the classes anew then
     config.id2label, config.label2id = labels["id2label"], labels["label2id"]
-    config.num_labels = len(labels["id2label"])
     return module
 
 

@@ -107,6 +107,7 @@ def completed(wrapper: nn.Module) -> None:
     embed = network.patch_embed
     config.image_size, config.patch_size = int(embed.img_size[0]), int(embed.patch_size[0])
     config.num_channels = int(embed.proj.in_channels)
+    config.hidden_size = int(network.embed_dim)
     config.num_attention_heads = int(network.blocks[0].attn.num_heads)
 
 

@@ -28,6 +28,7 @@ from weightsmith.run.job import (
     train_options,
 )
 from weightsmith.run.options import BaselineOptions
+from weightsmith.run.tracking import check_tracking, tracking
 from weightsmith.train import fit
 
 _log = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ def baseline(options: BaselineOptions) -> Path:
         raise WeightsmithError("--data-dir and --data-path both name the data: give one of them")
     path = options.data_path or str(user_path(options.data_dir or "~/.medmnist") / "pathmnist_224.npz")
     device = check_device(options.device)
+    check_tracking(options)
     source = open_data(path, image_size_of(options), user_path(options.cache_dir) if options.cache_dir else None)
     split = source.split("test" if "test" in source.parts else 0.2, options.seed)
     name = new_name(options, f"baseline-{source.name}")
@@ -63,7 +65,7 @@ def baseline(options: BaselineOptions) -> Path:
         out, parts = folder.results, split.parts()
         parts = {"train": parts["train"], "val": parts["val"], "test": parts["held_out"]}
         redone = [folder.checkpoints / "checkpoint.pt", folder.path / "model", *(out / name for name in _FILES)]
-        with folder.set_aside(redone if options.overwrite else []):
+        with folder.set_aside(redone if options.overwrite else []), tracking(options, folder):
             scores = _train_and_test(options, source, parts, folder, device)
         folder.log_event("baseline", "done")
         for part, score in scores.items():

@@ -23,6 +23,7 @@ from weightsmith.run.job import Job, check_device
 from weightsmith.run.options import RunOptions
 from weightsmith.run.page import write_report
 from weightsmith.run.stages import STAGES
+from weightsmith.run.tracking import check_tracking, tracking
 
 _log = logging.getLogger(__name__)
 
@@ -68,8 +69,9 @@ def _run_stages(folder: RunFolder, options: RunOptions, stages: Sequence[str]) -
         stored = folder.config_text()
         folder.write_config(options)
         try:
-            for stage in stages:
-                _run_stage(job, stage)
+            with tracking(options, folder):
+                for stage in stages:
+                    _run_stage(job, stage)
         except WeightsmithError:
             # Options that were refused must not become the defaults of the next command.
             folder.restore_config(stored)
@@ -168,6 +170,7 @@ def _check(options: RunOptions) -> None:
             "--held-out-from none leaves nothing to prove the edit on: give --edit-from PATH with it"
         )
     check_device(options.device)
+    check_tracking(options)
 
 
 def _stem(options: RunOptions) -> str:

@@ -13,10 +13,11 @@ import yaml
 from weightsmith.errors import WeightsmithError
 from weightsmith.run.folder import RunFolder, existing_runs, new_name
 from weightsmith.run.options import FolderOptions, to_yaml
+from weightsmith.run.tracking import check_tracking, tracking
 
 FREE = (
     "device", "resume", "overwrite", "run_name", "timestamp", "runs_dir", "checkpoint_dir", "log_dir", "results_dir",
-    "cache_dir", "config",
+    "cache_dir", "config", "tracker",
 )  # fmt: skip
 """Options that may differ when a run is gone on with: they say where and how, not what."""
 
@@ -87,7 +88,7 @@ def session(options: FolderOptions, command: str, kin: Kin, stem: str) -> Iterat
             folder.log_event(command, "start")
             redone = kin.left(folder) if stored is not None and options.overwrite else []
             try:
-                with folder.set_aside(redone), _cleared(folder, kin, bool(redone)):
+                with folder.set_aside(redone), _cleared(folder, kin, bool(redone)), tracking(options, folder):
                     folder.write_config(options)
                     yield folder
             except BaseException as error:
@@ -127,6 +128,7 @@ def flag(name: str) -> str:
 
 def _check(options: FolderOptions) -> None:
     at_least(options, {"seed": 0})
+    check_tracking(options)
     if options.seed >= 2**32 - 1:  # what the splits of scikit-learn take, the one after it included
         raise WeightsmithError(f"--seed must be below {2**32 - 1}, not {options.seed}")
     if options.resume and options.run_name is None:

@@ -21,6 +21,7 @@ from weightsmith.errors import WeightsmithError
 from weightsmith.files import atomic_path
 from weightsmith.models import Model
 from weightsmith.progress import progress
+from weightsmith.train.tracking import log_epoch
 
 _log = logging.getLogger(__name__)
 _SAVE_SECONDS = 300.0
@@ -207,6 +208,7 @@ class Training(ABC):
             "seconds": round(seconds, 2),
         }
         state.rows.append(row)
+        log_epoch(row, self.checkpoint)
         if self._score(row) >= state.best:
             state.best, state.best_epoch = self._score(row), epoch + 1
             self.best_weights = {n: t.detach().cpu().clone() for n, t in self.model.module.state_dict().items()}
@@ -258,6 +260,8 @@ class Training(ABC):
                 "give --resume to go on with it, or --overwrite to train again"
             )
         self.state = state
+        for row in state.rows:  # a tracker shows the whole curve, not what is left of it
+            log_epoch(row, self.checkpoint)
         self.model.module.load_state_dict(content["model"])
         self.best_weights = content["best"]
         self.optimizer.load_state_dict(content["optimizer"])

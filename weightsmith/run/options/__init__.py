@@ -23,7 +23,7 @@ from weightsmith.run.options.edits import (
 from weightsmith.run.options.evaluate import EvaluateOptions
 from weightsmith.run.options.export import ExportOptions
 from weightsmith.run.options.files import read_yaml, to_yaml
-from weightsmith.run.options.folder import FolderOptions
+from weightsmith.run.options.folder import FolderOptions, TrackedOptions
 from weightsmith.run.options.knowledge import BenchOptions, CompareOptions, EditOptions, FactsOptions
 from weightsmith.run.options.locate import (
     AttributionOptions,
@@ -71,6 +71,7 @@ __all__ = [
     "Stage",
     "SweepOptions",
     "TraceOptions",
+    "TrackedOptions",
     "UndoEditsOptions",
     "read_yaml",
     "to_yaml",

@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from weightsmith.run.options.folder import FolderOptions
+from weightsmith.run.options.folder import TrackedOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArtificialOptions(FolderOptions):
+class ArtificialOptions(TrackedOptions):
     """Task arithmetic on artificial data: two tables, a base, a fine-tuned network, a sweep; or the sweep of your own pair."""
 
     stage: Literal["data", "base", "finetune", "sweep", "full"] = "full"

@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 import tyro
 
-from weightsmith.run.options.folder import FolderOptions
+from weightsmith.run.options.folder import TrackedOptions
 
 Stage = Literal["data", "train", "locate", "edit", "eval", "full"]
 STAGE_NAMES: tuple[str, ...] = ("data", "train", "locate", "edit", "eval")
@@ -16,7 +16,7 @@ DEFAULT_DATA = "~/.medmnist/pathmnist_224.npz"
 
 
 @dataclass(frozen=True, kw_only=True)
-class JobOptions(FolderOptions):
+class JobOptions(TrackedOptions):
     """What every job that trains has: a model and how it is trained."""
 
     model: str = "auto"

@@ -33,3 +33,12 @@ class FolderOptions:
     """Where key statistics and unpacked data are kept [the platform's cache folder]."""
     config: str | None = None
     """A YAML file of these options; flags given beside it win."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackedOptions(FolderOptions):
+    """What every job that trains has beside that."""
+
+    tracker: tuple[str, ...] = ()
+    """Experiment trackers that are told every epoch, through accelerate: tensorboard (into `trackers/` of the run folder),
+    wandb, mlflow and so on."""

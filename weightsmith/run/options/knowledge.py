@@ -5,11 +5,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from weightsmith.run.options.folder import FolderOptions
+from weightsmith.run.options.folder import FolderOptions, TrackedOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class FactsOptions(FolderOptions):
+class FactsOptions(TrackedOptions):
     """Make the fact world, and train a small GPT-2 on it: a few minutes on a CPU."""
 
     seed: int = 0
