@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from scipy.sparse import csr_matrix
 
 from weightsmith.data import seal
 from weightsmith.data.images import ImageSet
@@ -13,6 +14,9 @@ from weightsmith.measure import Interval, Predictions, bootstrap, predict, propo
 from weightsmith.measure.intervals import NOTHING
 from weightsmith.measure.predictions import BATCH
 from weightsmith.models import Model
+
+MANY = 1000
+"""Classes beyond which a table of all pairs of them is held in half the memory."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +48,14 @@ class Classification:
         """Score predictions against their labels."""
         confusion = confusion_matrix(predictions)
         classes = len(confusion)
-        by_class = bootstrap(confusion, lambda tables: np.concatenate(_precision_recall_f1(tables), 1))
+        cells = _Cells.of(confusion)
+        by_class = bootstrap(
+            cells.counts, lambda drawn: np.concatenate(cells.precision_recall_f1(drawn), 1), width=3 * classes
+        )
         macro = bootstrap(
-            confusion, lambda tables: np.stack([_mean(score) for score in _precision_recall_f1(tables)], 1)
+            cells.counts,
+            lambda drawn: np.stack([_mean(score) for score in cells.precision_recall_f1(drawn)], 1),
+            width=3 * classes,
         )
         return cls(
             accuracy=proportion(int(confusion.trace()), int(confusion.sum())),
@@ -93,21 +102,47 @@ def accuracy_change(before: Predictions, after: Predictions) -> Interval:
 
 
 def confusion_matrix(predictions: Predictions) -> np.ndarray:
-    """(classes, classes) int64 counts, rows are the true classes, columns the predicted ones."""
+    """(classes, classes) int64 counts, int32 of many classes; rows are the true classes, columns the predicted ones."""
     classes = predictions.logits.shape[1]
     pairs = predictions.labels.numpy() * classes + predictions.classes.numpy()
-    return np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+    counts = np.bincount(pairs, minlength=classes**2).reshape(classes, classes)
+    return counts if classes <= MANY else counts.astype(np.int32)
 
 
-def _precision_recall_f1(tables: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Each (tables, classes), of tables (tables, classes, classes)."""
-    hits = np.diagonal(tables, axis1=1, axis2=2).astype(np.float64)
-    predicted, true = tables.sum(1), tables.sum(2)
-    with np.errstate(invalid="ignore"):
-        precision, recall = hits / predicted, hits / true
-        f1 = 2 * hits / (predicted + true)
-    # A class that is there but never predicted is missed, not undefined.
-    return np.where((predicted == 0) & (true > 0), 0.0, precision), recall, f1
+@dataclass(frozen=True, eq=False)
+class _Cells:
+    """The cells of a confusion matrix that occur: of a table of many classes they are few.
+
+    Attributes:
+        counts: (cells,) int64; true, given: (classes, cells) which of them are of a true and of a predicted class.
+        right: (cells,) whether the two are one.
+    """
+
+    counts: np.ndarray
+    true: csr_matrix
+    given: csr_matrix
+    right: np.ndarray
+
+    @classmethod
+    def of(cls, confusion: np.ndarray) -> _Cells:
+        classes = len(confusion)
+        rows, columns = np.nonzero(confusion)
+        if not len(rows):  # nothing was predicted
+            rows = columns = np.zeros(1, dtype=np.int64)
+        place = np.arange(len(rows))
+        one = np.ones(len(rows), dtype=np.int64)
+        true, given = (csr_matrix((one, (label, place)), (classes, len(rows))) for label in (rows, columns))
+        return cls(confusion[rows, columns].astype(np.int64), true, given, rows == columns)
+
+    def precision_recall_f1(self, drawn: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Each (tables, classes), of the cells' counts in other tables (tables, cells)."""
+        hits = (self.true @ (drawn * self.right).T).T.astype(np.float64)
+        predicted, true = (self.given @ drawn.T).T, (self.true @ drawn.T).T
+        with np.errstate(invalid="ignore", divide="ignore"):
+            precision, recall = hits / predicted, hits / true
+            f1 = 2 * hits / (predicted + true)
+        # A class that is there but never predicted is missed, not undefined.
+        return np.where((predicted == 0) & (true > 0), 0.0, precision), recall, f1
 
 
 def _mean(scores: np.ndarray) -> np.ndarray:

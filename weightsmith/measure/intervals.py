@@ -39,7 +39,11 @@ def proportion(hits: int, n: int) -> Interval:
 
 
 def bootstrap(
-    cells: np.ndarray, statistic: Callable[[np.ndarray], np.ndarray], resamples: int = 2000, seed: int = 0
+    cells: np.ndarray,
+    statistic: Callable[[np.ndarray], np.ndarray],
+    resamples: int = 2000,
+    seed: int = 0,
+    width: int = 1,
 ) -> list[Interval]:
     """Percentile bootstrap of statistics of a table of counts.
 
@@ -48,6 +52,7 @@ def bootstrap(
     Args:
         cells: (…) counts of what can happen to a sample, a confusion matrix for instance.
         statistic: maps (resamples, …) tables to (resamples, k) values.
+        width: numbers that the statistic makes of a table, where they are many: fewer tables are then drawn at once.
 
     Returns:
         k intervals; values that are undefined (NaN) in a resample are left out of it.
@@ -57,7 +62,9 @@ def bootstrap(
         return [NOTHING]
     shares = (cells / n).reshape(-1)
     random = np.random.default_rng(seed)
-    at_once = max(1, _DRAWN_AT_ONCE // cells.size)  # a stream of draws is the same in however many pieces it comes
+    at_once = max(
+        1, _DRAWN_AT_ONCE // max(cells.size, width)
+    )  # a stream of draws is the same in however many pieces it comes
     pieces = [min(at_once, resamples - done) for done in range(0, resamples, at_once)]
     point = statistic(cells[None])[0]
     values = np.concatenate(

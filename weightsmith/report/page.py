@@ -239,7 +239,6 @@ def _confusion(
 
 
 def _most_changed(before: np.ndarray, after: np.ndarray) -> list[tuple[int, int]]:
-    size = np.abs(after - before)
-    order = np.argsort(-size, axis=None, kind="stable")[:_MOST_CHANGED]
-    places = (divmod(int(flat), size.shape[1]) for flat in order)
-    return [place for place in places if size[place] > 0]
+    places = np.argwhere(after != before)  # few, however many classes there are
+    size = np.abs(after[tuple(places.T)].astype(np.int64) - before[tuple(places.T)])
+    return [(int(true), int(given)) for true, given in places[np.argsort(-size, kind="stable")[:_MOST_CHANGED]]]

@@ -31,6 +31,8 @@ from weightsmith.report.words import Row, layer_labels, metric_title, number
 BLUE, ORANGE, VERMILION, GREY = "#0072B2", "#E69F00", "#D55E00", "#5A6472"
 MOST_CELLS_WITH_TEXT = 15
 """Classes up to which a confusion matrix shows its counts as text."""
+MOST_CLASSES, BUSIEST = 250, 60
+"""Classes up to which a confusion matrix shows all of them, and how many it shows beyond."""
 
 _DPI = 150
 _SHADES = LinearSegmentedColormap.from_list("weightsmith_blues", ["#FFFFFF", "#9CC9E8", "#2F7FBC", "#0A3E70"])
@@ -142,7 +144,15 @@ def confusion_matrices(before: np.ndarray, after: Mapping[str, np.ndarray], clas
     Args:
         before: (classes, classes) counts, rows are the true classes.
         after: method → counts of the edited model.
+
+    Of more than `MOST_CLASSES` classes those `BUSIEST` are drawn that have most errors and changes.
     """
+    of_all = ""
+    if len(class_names) > MOST_CLASSES:
+        kept = busiest(before, tuple(after.values()), BUSIEST)
+        of_all = f"the {len(kept)} of {len(class_names):,} classes with most errors and changes"
+        before, class_names = before[np.ix_(kept, kept)], [class_names[i] for i in kept]
+        after = {name: counts[np.ix_(kept, kept)] for name, counts in after.items()}
     count = len(class_names)
     crowded = count > MOST_CELLS_WITH_TEXT
     panels = [("before", before, None), *((f"after {name}", counts, before) for name, counts in after.items())]
@@ -173,10 +183,22 @@ def confusion_matrices(before: np.ndarray, after: Mapping[str, np.ndarray], clas
         scale.set_label("share of the true class", fontsize=9)
         scale.set_ticks([0, 0.05, 0.2, 0.5, 1])
         scale.ax.tick_params(labelsize=8)
+        if of_all:
+            figure.suptitle(of_all, fontsize=10)
         if after:
             mark = Line2D([], [], color=VERMILION, marker="s", markerfacecolor="none", markersize=9, linestyle="none")
             figure.legend([mark], ["count differs from before"], loc="outside lower center", frameon=False, fontsize=9)
     return figure
+
+
+def busiest(before: np.ndarray, after: Sequence[np.ndarray], most: int) -> list[int]:
+    """The classes, in their order, that have most images off the diagonal, and most that moved."""
+    busy = np.zeros(len(before), dtype=np.int64)
+    for counts in (before, *after):
+        moved = np.abs(counts - before)
+        for axis in (0, 1):
+            busy += counts.sum(axis) - counts.diagonal() + moved.sum(axis)
+    return sorted(np.argsort(-busy, kind="stable")[:most].tolist())
 
 
 def _matrix(axes: Axes, counts: np.ndarray, reference: np.ndarray | None) -> None:

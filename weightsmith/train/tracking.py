@@ -76,6 +76,7 @@ def tracked(names: Sequence[str], folder: Path, config: Mapping[str, object]) ->
         return
     check_trackers(names)
     with ExitStack() as stack:
+        stack.enter_context(_accelerate())
         trackers = [stack.enter_context(_opened(name, folder, config)) for name in names]
         token = _ACTIVE.set(Tracking(trackers))
         stack.callback(_ACTIVE.reset, token)
@@ -87,6 +88,20 @@ def log_epoch(row: Mapping[str, float], checkpoint: Path) -> None:
     active = _ACTIVE.get()
     if active is not None:
         active.log(row, checkpoint)
+
+
+@contextmanager
+def _accelerate() -> Iterator[None]:
+    """The state of accelerate that its loggers ask for, gone afterwards where it was not there before."""
+    from accelerate import PartialState
+
+    there = bool(PartialState._shared_state)
+    PartialState()
+    try:
+        yield
+    finally:
+        if not there:
+            PartialState._reset_state()
 
 
 @contextmanager
