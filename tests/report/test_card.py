@@ -4,8 +4,9 @@ import ast
 import re
 
 import yaml
+from huggingface_hub import ModelCard
 
-from weightsmith.report import model_card
+from weightsmith.report import edit_entry, language_card, model_card
 
 
 def header(card: str) -> dict[str, object]:
@@ -37,6 +38,7 @@ def test_a_full_card_says_what_was_done_and_measured(evaluation_rows, training_r
         "license": "apache-2.0",
         "base_model": "google/vit-base-patch16-224",
     }
+    assert ModelCard(card).data.pipeline_tag == "image-classification"
     for line in (
         "| alphaedit | 9, 10 | 30 | 29 |",
         "| head | classifier | 30 | 30 |",
@@ -80,3 +82,58 @@ def test_the_example_is_code_and_fits_the_model():
     assert 'convert("L")' in code(channels=1)
     assert "import weightsmith.models.mlp" in code(registered_by="weightsmith.models.mlp")
     assert "weightsmith" not in code()
+
+
+def test_each_edit_is_told_with_layers_and_norm():
+    info = {
+        "method": "patcher",
+        "layers": [9],
+        "requests": [
+            {"sample": "val/3", "before": 1, "target": 0, "after": 0, "success": True},
+            {"sample": "val/7", "before": 0, "target": 1, "after": 0, "success": False},
+        ],
+    }
+    lines = model_card(title="x", edits=[edit_entry(info, 0.123456, ("cat", "dog"))]).splitlines()
+    assert "| method | layers changed (from 0) | corrections asked for | reached | norm of the change |" in lines
+    assert "| patcher | 9 | 2 | 1 | 0.1235 |" in lines
+    assert "| val/3 | dog | cat | cat |" in lines
+    assert "| val/7 | cat | dog | cat |" in lines
+    many = info | {"requests": info["requests"] * 40}
+    card = model_card(title="x", edits=[edit_entry(many, 1.0, ("cat", "dog"))])
+    assert card.count("| val/3 |") == 25
+    assert "And 30 more, which the edit log of the run has." in card
+
+
+def test_a_folder_here_is_no_model_of_the_hub(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert header(model_card(title="x", base_model="runs/scans"))["base_model"] == "runs/scans"
+    (tmp_path / "runs" / "scans").mkdir(parents=True)
+    assert "base_model" not in header(model_card(title="x", base_model="runs/scans"))
+
+
+def test_a_card_of_a_language_model_tells_intervals_prompts_and_provenance():
+    edited = {"sample": "a", "before": "oboe", "target": "flute", "after": "flute", "success": True}
+    info = {"method": "memit", "layers": [1, 2], "requests": [edited]}
+    names = ("measure", "class", "before", "before_low", "before_high", "after", "after_low", "after_high", "n")
+    values = ("efficacy,,0.1,0.0,0.2,0.9,0.8,1.0,30", "drift,,,,,0.01,,,4")
+    rows = [dict(zip(names, line.split(","), strict=True)) for line in values]
+    card = language_card(
+        title="gpt2, edited",
+        base_model="openai-community/gpt2",
+        data="facts.json",
+        edits=[edit_entry(info, 2.0, asked={"a": "Anna plays the"})],
+        rows=rows,
+        provenance={"weights": "ab12", "data": {"facts": "cd34"}},
+        licence="mit",
+    )
+    data = ModelCard(card).data
+    assert (data.pipeline_tag, data.license, data.base_model) == ("text-generation", "mit", "openai-community/gpt2")
+    for line in (
+        "| memit | 1, 2 | 1 | 1 | 2 |",
+        "| Anna plays the | oboe | flute | flute |",
+        "| efficacy | 0.1 (0 to 0.2) | 0.9 (0.8 to 1) | 30 |",
+        "| drift | – | 0.01 | 4 |",
+        "| data.facts | cd34 |",
+    ):
+        assert line in card.splitlines(), line
+    ast.parse(re.search(r"```python\n(.*?)```", card, re.DOTALL)[1])
