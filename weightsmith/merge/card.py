@@ -11,6 +11,12 @@ from typing import Any
 
 import yaml
 
+_PIPELINES = {
+    "ForImageClassification": "image-classification",
+    "ForCausalLM": "text-generation",
+    "LMHeadModel": "text-generation",
+}
+"""How the name of an architecture ends → what the hub calls what it does."""
 _MARKUP = re.compile(r"([\\`*{}\[\]<>|#$~_])")
 
 
@@ -20,7 +26,12 @@ def merged_card(report: Mapping[str, Any]) -> str:
     Args:
         report: what `merge_report.json` holds.
     """
-    header = yaml.safe_dump({"library_name": "transformers", "tags": ["weightsmith", "merge"]}, sort_keys=False)
+    entries: dict[str, Any] = {"library_name": "transformers", "tags": ["weightsmith", "merge"]}
+    does = [
+        tag for end, tag in _PIPELINES.items() if any(name.endswith(end) for name in report.get("architectures", ()))
+    ]
+    entries |= {"pipeline_tag": does[0]} if does else {}
+    header = yaml.safe_dump(entries, sort_keys=False)
     models = [
         [
             _plain(str(model["name"])),

@@ -218,6 +218,7 @@ class _Merge:
             "head": str(self.head),
             "dtype": self.kind.torch_name if self.kind else "base",
             "base": {"name": self.sources.base.name},
+            "architectures": list(self.sources.base.config.get("architectures") or ()),
             "models": [
                 {"name": model.name, "weight": weight}
                 for model, weight in zip(self.sources.models, self.sources.weights, strict=True)
