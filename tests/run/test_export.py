@@ -118,6 +118,10 @@ def test_deltas_may_be_given_for_a_model_alone(finished: Path, tmp_path: Path, w
     assert done.status == 0, done.err
     with (deltas[0] + deltas[1]).on(model), torch.no_grad():
         assert torch.equal(load(tmp_path / "out").logits(images()), model.logits(images()))
+    assert parsed(tmp_path / "out").pipeline_tag == "image-classification"
+    assert "| sum of deltas |" in (tmp_path / "out" / "README.md").read_text()
+    assert weightsmith("export", "merged", finished / "model", "--out", tmp_path / "same").status == 0
+    assert (tmp_path / "same" / "README.md").read_text() == (finished / "model" / "README.md").read_text()
     stranger = Delta(deltas[0].changes, base="0" * 64)
     stranger.save(tmp_path / "2.safetensors")
     refused = weightsmith("export", "merged", finished, "--out", tmp_path / "no", "--delta", tmp_path / "2.safetensors")

@@ -5,15 +5,18 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import yaml
 
+from weightsmith import report
 from weightsmith.data.facts import read_facts
-from weightsmith.delta import Delta
+from weightsmith.delta import Delta, weights_hash
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.files import read_csv, user_path
-from weightsmith.models import Model, load
-from weightsmith.run.cards import classifier_card, facts_card
+from weightsmith.models import Model, load, registered_by, wrapper_of
+from weightsmith.models.preprocess import Features
+from weightsmith.run.cards import classifier_card, facts_card, licence_of
 from weightsmith.run.fact_run import of_auto
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.job import check_device
@@ -40,9 +43,9 @@ class Source:
     options: RunOptions | EditOptions | None = None
 
     def card(self, licence: str) -> str:
-        """The model card with the edit, as the run's tables tell it; "" for a model alone."""
+        """The model card with the edit, as the run's tables tell it; of a model alone its own, or one that says little."""
         if self.run is None:
-            return ""
+            return (_own_card(self.base) if self.delta is None and not licence else "") or self._bare_card(licence)
         method = self.delta.info.get("method") if self.delta is not None else None
         if isinstance(self.options, EditOptions):
             rows = _rows(self.run.results / "knowledge_report.csv", method)
@@ -52,6 +55,29 @@ class Source:
         assert self.options is not None
         rows = _rows(self.run.results / "evaluation_report.csv", method)
         return classifier_card(self.run, self.options, self.model, self.delta, rows, licence)
+
+    def _bare_card(self, licence: str) -> str:
+        """The card of a model of which no run tells."""
+        model, delta = self.model, self.delta
+        edits = [] if delta is None else [report.edit_entry(delta.info, delta.norm(), model.class_names)]
+        known: dict[str, object] = {"weights before the edit" if edits else "weights": weights_hash(model)}
+        named: dict[str, Any] = {
+            "title": Path(self.base).name,
+            "base_model": self.base,
+            "licence": licence or licence_of(self.base),
+        }
+        if model.family.reads == "text":
+            return report.language_card(**named, edits=edits, provenance=known)
+        return report.model_card(
+            **named,
+            class_names=model.class_names,
+            channels=model.preprocess.channels,
+            features=model.preprocess.channels if isinstance(model.preprocess, Features) else 0,
+            edits=edits,
+            provenance=known,
+            needs=wrapper_of(model),
+            registered_by=registered_by(model),
+        )
 
 
 def source_of(options: ExportOptions) -> Source:
@@ -141,6 +167,14 @@ def _deltas(path: Path) -> dict[str, Delta]:
         delta = Delta.load(file)
         found[str(delta.info.get("method") or file.stem.removeprefix("delta_"))] = delta
     return found
+
+
+def _own_card(base: str) -> str:
+    """The card that lies in a model's folder, "" where none does."""
+    for place in (user_path(base), user_path(base) / "model"):
+        if (place / "README.md").is_file():
+            return (place / "README.md").read_text(encoding="utf-8")
+    return ""
 
 
 def _rows(path: Path, method: object) -> Sequence[dict[str, str]]:
