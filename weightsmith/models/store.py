@@ -342,6 +342,8 @@ def _with_new_head(module: nn.Module, labels: dict[str, Any]) -> nn.Module:
     config: Any = module.config
     config.num_labels = len(labels["id2label"])  # some configs name the classes anew then
     config.id2label, config.label2id = labels["id2label"], labels["label2id"]
+    if hasattr(config, "label_names"):  # timm's word for them, which a folder that was loaded brings along
+        config.label_names = list(labels["label2id"])
     return module
 
 

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.options import FolderOptions, TrackedOptions
-from weightsmith.train.tracking import check_trackers, tracked
 
 
 def check_tracking(options: FolderOptions) -> None:
     """Raise `WeightsmithError` naming `--tracker` for one that is unknown or not installed."""
-    if isinstance(options, TrackedOptions):
+    if isinstance(options, TrackedOptions) and options.tracker:
+        from weightsmith.train.tracking import check_trackers  # brings torch along
+
         check_trackers(options.tracker)
 
 
 def tracking(options: FolderOptions, folder: RunFolder) -> AbstractContextManager[None]:
     """Send the rows of every training inside the block to the trackers that the options name, if any."""
-    names = options.tracker if isinstance(options, TrackedOptions) else ()
-    return tracked(names, folder.path, asdict(options))
+    if not (isinstance(options, TrackedOptions) and options.tracker):
+        return nullcontext()
+    from weightsmith.train.tracking import tracked
+
+    return tracked(options.tracker, folder.path, asdict(options))
