@@ -251,7 +251,8 @@ def _right(counts: np.ndarray) -> str:
 
 
 def short(name: str, length: int) -> str:
-    """A name cut to at most `length` characters, the last of them then an ellipsis."""
+    """A name on one line, cut to at most `length` characters, the last of them then an ellipsis."""
+    name = " ".join(name.split())
     return name if len(name) <= length else name[: length - 1].rstrip() + "…"
 
 
