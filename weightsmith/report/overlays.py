@@ -201,12 +201,12 @@ def attention_maps(image: np.ndarray, maps: Mapping[str, np.ndarray], grid: tupl
     """
     wrong = [title for title, weights in maps.items() if weights.shape != (grid[0] * grid[1],)]
     if wrong or not maps:
-        raise WeightsmithError(f"maps over {grid[0]} by {grid[1]} patches need a weight for each: {wrong or 'none given'}")
+        raise WeightsmithError(
+            f"maps over {grid[0]} by {grid[1]} patches need a weight for each: {wrong or 'none given'}"
+        )
     cells = [np.log2(np.maximum(weights / max(weights.mean(), 1e-30), 2.0**-4)) for weights in maps.values()]
     panels: list[_Overlay | None] = [_Overlay("the image\n", image)]
-    panels += [
-        _Overlay(title, image, found.reshape(grid)) for title, found in zip(maps, cells, strict=True)
-    ]
+    panels += [_Overlay(title, image, found.reshape(grid)) for title, found in zip(maps, cells, strict=True)]
     label = "attention, times an even spread"
     figure = _overlays(panels, len(panels), symmetric(np.array(cells)), label, "")
     bar = figure.axes[-1]

@@ -15,8 +15,7 @@ import yaml
 
 from weightsmith.data.images import ImageSet
 from weightsmith.data.split import manifest, sample
-from weightsmith.delta import Delta
-from weightsmith.edit import Editor, editors, make_editor
+from weightsmith.edit import Editor, Patcher, editors, make_editor
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.files import read_csv, remove, user_path, write_csv, write_json
 from weightsmith.measure import Predictions, predict
@@ -149,12 +148,15 @@ def image_job(run: str, **given: Any) -> Job:
 
 
 @contextmanager
-def corrections(job: Job, sources: Sources | None = None, method: str | None = None) -> Iterator[Corrections]:
+def corrections(
+    job: Job, sources: Sources | None = None, method: str | None = None, reach: str | None = None
+) -> Iterator[Corrections]:
     """The corrections of a run, while the block runs; its model wears the edits of the journal meanwhile.
 
     Args:
         sources: of a journal that is to be begun where there is none; None goes on with one alone.
         method: the editor of a journal that is to be begun; None takes what the run's options say.
+        reach: of the patcher, "image" for the memories alone, which is the default, or "alike" for its shift as well.
 
     Raises:
         WeightsmithError: no journal, one of another editor, or nothing that edits can be judged on.
@@ -165,11 +167,11 @@ def corrections(job: Job, sources: Sources | None = None, method: str | None = N
         remove(where / "journal.jsonl")
         journal = None
     if journal is not None:
-        _check_method(journal, method)
+        _check_same(journal, method, reach)
         editor, replay, sources = _as_journalled(journal)
     else:
         assert sources is not None
-        editor, replay = _new_editor(job, method), ReplayOptions(seed=job.options.seed)
+        editor, replay = _new_editor(job, method, reach), ReplayOptions(seed=job.options.seed)
         settings = settings_of(job.trained, editor, replay) | {"sources": asdict(sources)}
         journal = Journal.create(where, settings)
     watched = sample(job.part("val"), sources.max_images, job.options.seed)
@@ -210,16 +212,22 @@ def class_names_of(run: Path) -> tuple[str, ...]:
     return tuple(row["name"] for row in rows if row["part"] == "train" and row["class"] != "all")
 
 
-def _new_editor(job: Job, method: str | None) -> Editor:
+def _new_editor(job: Job, method: str | None, reach: str | None) -> Editor:
     known = (AUTO, *editors())
     if method is not None and method not in known:
         raise WeightsmithError(f"--edit-method {method} is no editor: {did_you_mean(method, known)}")
-    (chosen, *others) = methods_for(job) if method in (None, AUTO) else (method,)
+    (chosen, *others) = methods_for(job) if method in (None, AUTO) else (str(method),)
     if others:
         raise WeightsmithError(
             f"the run compares {' and '.join((chosen, *others))}: name one of them with --edit-method"
         )
-    return make_editor(chosen, **editor_options(job.options, chosen, layers_for(job, chosen)))
+    options = editor_options(job.options, chosen, layers_for(job, chosen))
+    if chosen == Patcher.name:
+        # The shift spends its budget anew in every batch of a stream: docs/correct.md.
+        options |= {"budget": 0.0} if reach in (None, "image") else {}
+    elif reach is not None:
+        raise WeightsmithError(f"--reach is the patcher's, and the editor is {chosen}: leave it out")
+    return make_editor(chosen, **options)
 
 
 def _as_journalled(journal: Journal) -> tuple[Editor, ReplayOptions, Sources]:
@@ -234,17 +242,22 @@ def _as_journalled(journal: Journal) -> tuple[Editor, ReplayOptions, Sources]:
         )
     except (KeyError, TypeError) as error:
         raise WeightsmithError(
-            f"the journal in {journal.folder} is of another version of weightsmith ({error}): take that one, or move the folder "
-            "away to begin a new journal"
+            f"the journal in {journal.folder} is of another version of weightsmith ({error}): take that one, or move the "
+            "folder away to begin a new journal"
         ) from error
 
 
-def _check_method(journal: Journal, method: str | None) -> None:
-    if method not in (None, AUTO, journal.settings["method"]):
-        raise WeightsmithError(
-            f"the edits of {journal.folder.parent} were made with {journal.settings['method']}: leave out --edit-method {method}, "
-            "or move the folder edits away to begin a new journal"
-        )
+def _check_same(journal: Journal, method: str | None, reach: str | None) -> None:
+    made = (
+        journal.settings.get("method"),
+        "image" if journal.settings.get("options", {}).get("budget") == 0 else "alike",
+    )
+    for flag, given, theirs in (("--edit-method", method, made[0]), ("--reach", reach, made[1])):
+        if given not in (None, AUTO, theirs):
+            raise WeightsmithError(
+                f"the edits of {journal.folder.parent} were made with {flag} {theirs}: leave out {flag} {given}, or move the "
+                "folder edits away to begin a new journal"
+            )
 
 
 def _entries(path: Path) -> dict[str, Any]:
@@ -259,4 +272,3 @@ def _entries(path: Path) -> dict[str, Any]:
 def _runs_beside(path: Path) -> str:
     runs = existing_runs(str(path.absolute().parent))
     return f"runs there are: {', '.join(runs[:8])}" if runs else "`weightsmith run` makes one"
-

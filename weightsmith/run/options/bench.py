@@ -33,6 +33,9 @@ class WorkbenchOptions:
     edit_method: str | None = None
     """Which editor makes the edits [the one that the journal has, else what `--edit-method auto` takes: the patcher where
     the model has a CLS token, else alphaedit]."""
+    reach: Literal["image", "alike"] | None = None
+    """The patcher: `image` corrects the images that are named and leaves all others as they are, `alike` moves what those have
+    in common as well, which repairs more and breaks more; for many images at once [image]."""
     trust_threshold: float = 0.8
     """Least trust score, from 0 to 1, of an edit that is kept without a warning."""
     trust_action: Literal["warn", "scale", "rollback"] = "warn"
