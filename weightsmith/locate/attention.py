@@ -64,6 +64,6 @@ def cls_attention(model: Model, inputs: Tensor) -> Attention:
 
 def _weights(query: Tensor, key: Tensor, heads: int) -> Tensor:
     """(n, asking tokens, tokens) attention weights, mean over heads, of projections (n, tokens, heads · width)."""
-    query, key = (side.unflatten(-1, (heads, -1)).transpose(1, 2).float() for side in (query, key))
+    query, key = (side.view(*side.shape[:2], heads, -1).transpose(1, 2).float() for side in (query, key))
     weights: Tensor = (query @ key.mT / query.shape[-1] ** 0.5).softmax(-1).mean(1)
     return weights

@@ -155,7 +155,7 @@ def corrections(
 
     Args:
         sources: of a journal that is to be begun where there is none; None goes on with one alone.
-        method: the editor of a journal that is to be begun; None takes what the run's options say.
+        method: the editor of a journal that is to be begun; None takes what `--edit-method auto` would.
         reach: of the patcher, "image" for the memories alone, which is the default, or "alike" for its shift as well.
 
     Raises:
@@ -216,11 +216,8 @@ def _new_editor(job: Job, method: str | None, reach: str | None) -> Editor:
     known = (AUTO, *editors())
     if method is not None and method not in known:
         raise WeightsmithError(f"--edit-method {method} is no editor: {did_you_mean(method, known)}")
-    (chosen, *others) = methods_for(job) if method in (None, AUTO) else (str(method),)
-    if others:
-        raise WeightsmithError(
-            f"the run compares {' and '.join((chosen, *others))}: name one of them with --edit-method"
-        )
+    job.options = replace(job.options, edit_method=(method or AUTO,))
+    (chosen,) = methods_for(job)
     options = editor_options(job.options, chosen, layers_for(job, chosen))
     if chosen == Patcher.name:
         # The shift spends its budget anew in every batch of a stream: docs/correct.md.

@@ -83,7 +83,7 @@ class Stream:
             self._check_same(journal)
         self._weights = Weights(model)
         self._solves = Solves(model, editor, preserve, self.replay, self._weights, cache_dir)
-        self._next_edit, self._next_batch = 1, 1
+        self._next_edit, self._next_batch = journal.next_edit() if journal is not None else 1, 1
         self._reset(journal.batches if journal is not None else [])
 
     @property
@@ -145,7 +145,9 @@ class Stream:
         if proposal.batch is None:
             said = proposal.verdict.said if proposal.verdict is not None else "nothing is left to do"
             raise WeightsmithError(f"this edit cannot be kept: {said}")
-        if proposal.behind != tuple(self._batches):  # batches are compared by identity
+        numbers = [edit.number for edit in proposal.batch.edits]
+        used = proposal.batch.number < self._next_batch or min(numbers, default=self._next_edit) < self._next_edit
+        if used or proposal.behind != tuple(self._batches):  # batches are compared by identity
             raise WeightsmithError("another edit was kept or taken back since this one was solved: solve it again")
         if self.journal is not None:
             self.journal.append([proposal.batch])
@@ -172,7 +174,7 @@ class Stream:
             return False
         journal = Journal.open(self.journal.folder)
         self._check_same(journal)
-        self.journal = journal
+        self.journal, self._next_edit = journal, max(self._next_edit, journal.next_edit())
         self._reset(journal.batches)
         return True
 

@@ -71,7 +71,8 @@ class _Bench:
         """The page."""
         names = self.session.class_names
         classes = [(_told(names, label), label) for label in range(len(names))]
-        with gr.Blocks(title=self.title, analytics_enabled=False, fill_width=True) as page:
+        page = gr.Blocks(title=self.title, analytics_enabled=False, fill_width=True)
+        with page:
             self.chosen, self.asked, self.seen = gr.State(None), gr.State({}), gr.State(None)
             self.version, self.first, self.tab = gr.State(-1), gr.State(0), gr.State("alike")
             self.heading = gr.HTML(elem_id="ws-heading")

@@ -180,7 +180,8 @@ class Session:
         self.labels = np.concatenate([each.labels for each in self.sets])
         self._names = [name for each in self.sets for name in each.names()]
         self._at = {(self._set_of(i).source, name): i for i, name in enumerate(self._names)}
-        judges = set(self.stream.trust.aside.names()) if self.stream.trust is not None and part == "val" else set()
+        aside = self.stream.trust.aside if self.stream.trust is not None else None
+        judges = set(aside.names()) if isinstance(aside, ImageSet) and part == "val" else set()
         self._judges = {i for i, name in enumerate(self._names) if name in judges}
         with self.stream.unedited():
             others = [predict(self.model, each, title="images with errors").logits for each in self.sets[:-1]]
