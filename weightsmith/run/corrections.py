@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ import yaml
 
 from weightsmith.data.images import ImageSet
 from weightsmith.data.split import manifest, sample
+from weightsmith.delta import weights_hash
 from weightsmith.edit import Editor, Patcher, editors, make_editor
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.files import read_csv, remove, user_path, write_csv, write_json
@@ -161,19 +162,9 @@ def corrections(
     Raises:
         WeightsmithError: no journal, one of another editor, or nothing that edits can be judged on.
     """
-    where = job.folder.path / "edits"
-    journal = Journal.open(where) if (where / "journal.jsonl").exists() or sources is None else None
-    if journal is not None and journal.blank and sources is not None:  # nothing is bound to its settings
-        remove(where / "journal.jsonl")
-        journal = None
-    if journal is not None:
-        _check_same(journal, method, reach)
-        editor, replay, sources = _as_journalled(journal)
-    else:
-        assert sources is not None
-        editor, replay = _new_editor(job, method, reach), ReplayOptions(seed=job.options.seed)
-        settings = settings_of(job.trained, editor, replay) | {"sources": asdict(sources)}
-        journal = Journal.create(where, settings)
+    begins = sources is not None
+    with job.folder.in_use("wait until it is done and try again") if begins else nullcontext():
+        journal, editor, replay, sources = _journal(job, sources, method, reach)
     watched = sample(job.part("val"), sources.max_images, job.options.seed)
     before = predict(job.trained, watched, title="validation images")
     right = np.flatnonzero(before.right.numpy())
@@ -210,6 +201,27 @@ def class_names_of(run: Path) -> tuple[str, ...]:
     path = run / "data_split_info.csv"
     rows = read_csv(path) if path.is_file() else []
     return tuple(row["name"] for row in rows if row["part"] == "train" and row["class"] != "all")
+
+
+def _journal(
+    job: Job, sources: Sources | None, method: str | None, reach: str | None
+) -> tuple[Journal, Editor, ReplayOptions, Sources]:
+    """The journal of the run, one that is begun where there is none or nothing in it, and what it is solved with."""
+    where = job.folder.path / "edits"
+    journal = Journal.open(where) if (where / "journal.jsonl").exists() or sources is None else None
+    if journal is not None and not (journal.blank and sources is not None):
+        _check_same(journal, method, reach)
+        if journal.settings.get("base") != weights_hash(job.trained):
+            raise WeightsmithError(
+                f"the classifier of {job.folder.path} is another than its edits were made on, trained anew perhaps: move the "
+                "folder edits away to begin a new journal"
+            )
+        return journal, *_as_journalled(journal)
+    assert sources is not None
+    editor, replay = _new_editor(job, method, reach), ReplayOptions(seed=job.options.seed)
+    remove(where / "journal.jsonl")  # nothing is bound to the settings of a blank one
+    settings = settings_of(job.trained, editor, replay) | {"sources": asdict(sources)}
+    return Journal.create(where, settings), editor, replay, sources
 
 
 def _new_editor(job: Job, method: str | None, reach: str | None) -> Editor:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Callable, Mapping
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
 from importlib import resources
 from typing import Any
 
@@ -69,8 +70,7 @@ class _Bench:
 
     def build(self) -> gr.Blocks:
         """The page."""
-        names = self.session.class_names
-        classes = [(_told(names, label), label) for label in range(len(names))]
+        classes = _choices(self.session.class_names)
         page = gr.Blocks(title=self.title, analytics_enabled=False, fill_width=True)
         with page:
             self.chosen, self.asked, self.seen = gr.State(None), gr.State({}), gr.State(None)
@@ -89,8 +89,13 @@ class _Bench:
     def _left(self, classes: list[tuple[str, int]]) -> None:
         with gr.Row():
             self.which = gr.Radio(list(_LISTS), value="wrong", label="Show images", elem_id="ws-which", scale=3)
+            here = set(self.session.shown_labels())
             self.label = gr.Dropdown(
-                [("every class", _ANY), *classes], value=_ANY, label="of the class", elem_id="ws-label", scale=1
+                [("every class", _ANY), *(choice for choice in classes if choice[1] in here)],
+                value=_ANY,
+                label="of the class",
+                elem_id="ws-label",
+                scale=1,
             )
         self.grid = gr.HTML(elem_id="ws-grid", js_on_load=_CLICKS % {"what": "choose"})
         with gr.Row():
@@ -187,7 +192,11 @@ class _Bench:
         """What others have changed meanwhile, in another browser or with `weightsmith edits`."""
         session, told = self.session, gr.skip()
         if session.stale():
-            told = self._told(session.sync, "The edits were changed outside this page; it shows how things stand now.")
+            try:
+                if session.sync():
+                    told = markup.status("The edits were changed outside this page; it shows how things stand now.")
+            except WeightsmithError as error:
+                told = markup.status(str(error), bad=True)
         if session.version == version:
             return [*[gr.skip()] * 8, told]
         return [*self._board(which, label, first, chosen), told]
@@ -333,7 +342,10 @@ def _with(asked: Mapping[int, int], chosen: int | None, wanted: int | None) -> d
     return {**asked, chosen: wanted}
 
 
-def _told(names: tuple[str, ...], label: int) -> str:
-    """A class as the choosers have it; one of several of the same name with its number."""
-    name = names[label] or f"class {label}"
-    return name if names.count(name) == 1 else f"{name} (class {label})"
+def _choices(names: Sequence[str]) -> list[tuple[str, int]]:
+    """The classes as the choosers have them; one of several of the same name with its number."""
+    count = Counter(names)
+    return [
+        (name if name and count[name] == 1 else f"{name or 'class'} (class {label})", label)
+        for label, name in enumerate(names)
+    ]

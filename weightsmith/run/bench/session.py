@@ -185,8 +185,9 @@ class Session:
         self._judges = {i for i, name in enumerate(self._names) if name in judges}
         with self.stream.unedited():
             others = [predict(self.model, each, title="images with errors").logits for each in self.sets[:-1]]
-        self._first = _joined([*others, held.before.logits])
-        self._now = self._first if not self.stream.batches else self._predicted()
+        first = _joined([*others, held.before.logits])
+        self._first = first.argmax(1).numpy()
+        self._take(first if not self.stream.batches else self._predicted())
         self._saved = self._on_disk() == weights_hash(self.model)
         self.version = 0
 
@@ -208,7 +209,7 @@ class Session:
         with self._lock:
             shown = slice(0, len(self.sets[0]))
             wanted = self._wanted()[shown]
-            first, now = (logits[shown].argmax(1).numpy() for logits in (self._first, self._now))
+            first, now = self._first[shown], self._given[shown]
             return Summary(
                 len(self.sets[0]),
                 self._of_part,
@@ -228,7 +229,7 @@ class Session:
         with self._lock:
             count = len(self.sets[0])
             wanted, edited = self._wanted()[:count], self._edited()
-            first, now = (logits[:count].argmax(1).numpy() for logits in (self._first, self._now))
+            first, now = self._first[:count], self._given[:count]
             here = np.array([i in edited for i in range(count)], dtype=bool)
             chosen = {
                 "wrong": now != wanted,
@@ -239,14 +240,18 @@ class Session:
             }[which]
             if label is not None:
                 chosen = chosen & (self.labels[:count] == label)
-            sure = self._now[:count].softmax(1).amax(1).numpy()
-            return sorted(np.flatnonzero(chosen).tolist(), key=lambda i: (-round(float(sure[i]), 6), i))
+            return sorted(np.flatnonzero(chosen).tolist(), key=lambda i: (-round(float(self._sure[i]), 6), i))
+
+    def shown_labels(self) -> list[int]:
+        """The classes in the data set of the images that can be listed."""
+        return sorted(set(self.labels[: len(self.sets[0])].tolist()))
 
     def picture(self, index: int) -> Picture:
-        """What there is to know of an image."""
+        """What there is to know of an image. Raises `WeightsmithError` where there is none of this number."""
+        if not 0 <= index < len(self._names):
+            raise WeightsmithError(f"there is no image {index}: choose one of those on the page")
         with self._lock:
             edit = self._edited().get(index)
-            now = int(self._now[index].argmax())
             locked = ""
             if index >= len(self.sets[0]) or index in self._judges:
                 locked = "This image helps to judge the edits, so it is never edited itself."
@@ -256,9 +261,9 @@ class Session:
                 self.part if index < len(self.sets[0]) else "val",
                 int(self.labels[index]),
                 int(self._wanted()[index]),
-                int(self._first[index].argmax()),
-                now,
-                float(self._now[index].softmax(0)[now]),
+                int(self._first[index]),
+                int(self._given[index]),
+                float(self._sure[index]),
                 None if edit is None else edit[0],
                 locked,
             )
@@ -361,12 +366,11 @@ class Session:
         with self._lock:
             both = [(batch, edit) for batch in self.stream.batches for edit in batch.edits]
             overruled = {edit.replaces: edit.number for _, edit in both if edit.replaces is not None}
-            now = self._now.argmax(1)
             lines = []
             for batch, edit in reversed(both):
                 assert isinstance(edit.request, ImageRequest)
                 index = self._at.get((edit.request.source, edit.request.name))
-                holds = edit.success if index is None else int(now[index]) == edit.request.target
+                holds = edit.success if index is None else int(self._given[index]) == edit.request.target
                 trust = (batch.info.get("trust") or {}).get("score")
                 lines.append(
                     Line(
@@ -396,7 +400,7 @@ class Session:
     def _measured(self, proposal: Proposal, asked: Mapping[int, int], after: Tensor) -> Preview:
         assert proposal.batch is not None
         wanted, edited = self._wanted(), self._edited()
-        now, then = self._now.argmax(1).numpy(), after.argmax(1).numpy()
+        now, then = self._given, after.argmax(1).numpy()
         free = np.array([i not in edited and i not in asked for i in range(len(wanted))], dtype=bool)
         right, stays = now == wanted, then == wanted
         made = tuple(
@@ -440,8 +444,13 @@ class Session:
 
     def _changed(self) -> None:
         self.version += 1
-        self._now = self._predicted()
+        self._take(self._predicted())
         self._saved = self._on_disk() == (weights_hash(self.model) if self.stream.edits() else "")
+
+    def _take(self, logits: Tensor) -> None:
+        """What the model says now."""
+        self._now, self._given = logits, logits.argmax(1).numpy()
+        self._sure = logits.softmax(1).amax(1).numpy()
 
     def _on_disk(self) -> str:
         """Hash of the weights of the corrected classifier on disk; "" where there is none."""
