@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
@@ -34,6 +35,8 @@ _log = logging.getLogger(__name__)
 
 PLACE = "bench"
 """Folder in the run's folder for what the edits in force make: the corrected classifier, its delta, its tables."""
+
+_STATE = "state.json"
 
 _ASKED = ("stage", "data_path", "edit_from", "held_out_from")
 """Options that only `weightsmith run` has all of."""
@@ -97,6 +100,14 @@ class Corrections:
         write_csv(self.place / edit_log_name(method), edit_rows(delta), EDIT_COLUMNS)
         save(job.trained, self.place / "edited", card_of(job, job.trained, delta))
         delta.save(self.place / "delta.safetensors")
+        write_json(self.place / _STATE, {"weights": weights_hash(job.trained)})
+
+    def left(self) -> str:
+        """Hash of the weights of the corrected classifier that was written last; "" where there is none."""
+        try:
+            return str(json.loads((self.place / _STATE).read_text(encoding="utf-8"))["weights"])
+        except (OSError, ValueError, KeyError, TypeError):
+            return ""
 
 
 def is_image_run(run: Path | str) -> bool:

@@ -7,7 +7,8 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,9 @@ import numpy as np
 import pytest
 
 from weightsmith import cli
+from weightsmith.run.bench.guard import Guard
+from weightsmith.run.bench.server import address_of, listening
+from weightsmith.run.bench.session import Session
 from weightsmith.stream import Journal
 
 ARGUMENTS = (
@@ -143,3 +147,66 @@ def test_three_images_corrected_one_undone_and_all_there_after_a_reload(chromium
         process.send_signal(signal.SIGKILL)
         process.wait()
     assert [edit.number for _, edit in Journal.open(named_run / "edits").edits()] == [1, 3]
+
+
+@contextmanager
+def in_this_process(session: Session) -> Iterator[str]:
+    """The page of a session, served by a thread."""
+    import uvicorn
+
+    from weightsmith.run.bench.page import app
+
+    with listening("127.0.0.1", 0) as bound:
+        made = Guard(app(session, "many", "127.0.0.1", bound.getsockname()[1]), "127.0.0.1")
+        server = uvicorn.Server(uvicorn.Config(made, log_level="error", timeout_graceful_shutdown=1))
+        thread = threading.Thread(target=server.run, kwargs={"sockets": [bound]}, daemon=True)
+        thread.start()
+        try:
+            yield address_of(bound)
+        finally:
+            server.should_exit = True
+            thread.join(60)
+
+
+def test_ten_thousand_classes_are_searched_by_typing(chromium: Any, bench: Callable[..., Session]) -> None:
+    session = bench()
+    session.class_names = (*(f"species {label}" for label in range(9_998)), "twin", "twin")
+    with in_this_process(session) as address:
+        page = chromium.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(address)
+        page.locator("#ws-grid button").first.click()
+        page.locator("#ws-image table").wait_for()
+        chooser = page.get_by_label("Right class")
+        chooser.click()
+        assert page.get_by_role("option").count() <= 100
+        chooser.fill("species 9876")
+        page.get_by_role("option", name="species 9876").click()
+        assert chooser.input_value() == "species 9876"
+        chooser.click()
+        chooser.fill("twin")
+        assert page.get_by_role("option").all_inner_texts() == ["twin (class 9998)", "twin (class 9999)"]
+        page.get_by_role("option").first.click()
+        page.get_by_role("button", name="Preview the edit").click()
+        page.get_by_text("has classes 0 to 9").wait_for()  # the classifier has ten: one sentence, no more
+
+
+def test_the_browser_is_told_when_a_preview_is_behind(chromium: Any, bench: Callable[..., Session]) -> None:
+    """Two people at one bench: what one keeps appears on the other's page, whose preview is refused then."""
+    session = bench()
+    with in_this_process(session) as address:
+        pages = [chromium.new_page() for _ in range(2)]
+        for number, page in enumerate(pages):
+            page.set_default_timeout(PATIENCE)
+            page.goto(address)
+            page.locator("#ws-grid button").nth(number).click()
+            page.locator("#ws-image table").wait_for()
+            page.get_by_role("button", name="Preview the edit").click()
+            page.get_by_role("button", name="Keep this edit").wait_for()
+        mine, theirs = pages
+        theirs.get_by_role("button", name="Keep this edit").click()
+        theirs.get_by_role("button", name="Undo edit 1").wait_for()
+        mine.get_by_role("button", name="Undo edit 1").wait_for()
+        mine.get_by_role("button", name="Keep this edit").click()
+        mine.get_by_text("another edit was kept or taken back since this one was solved").wait_for()
+        assert len(session.history()) == 1

@@ -11,7 +11,8 @@ from markupsafe import Markup, escape
 
 from weightsmith.report import as_data_uri
 from weightsmith.report.pictures import image_uri, is_small
-from weightsmith.run.bench.session import Line, Made, Moved, Picture, Preview, Session, Summary
+from weightsmith.run.bench.session import Session
+from weightsmith.run.bench.values import Line, Made, Moved, Picture, Preview, Summary
 from weightsmith.run.bench.why import Map, Neighbour, Reasons
 
 MOST_CARDS = 12

@@ -15,7 +15,8 @@ import gradio as gr
 
 from weightsmith.errors import WeightsmithError
 from weightsmith.run.bench import markup
-from weightsmith.run.bench.session import Preview, Session, Which
+from weightsmith.run.bench.session import Session
+from weightsmith.run.bench.values import Preview, Which
 from weightsmith.run.bench.why import Reasons
 
 _log = logging.getLogger(__name__)
