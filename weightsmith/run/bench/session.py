@@ -143,7 +143,7 @@ class Session:
     def likely(self, index: int, count: int = 5) -> list[tuple[int, float]]:
         """The most likely classes now with their probabilities."""
         with self._lock:
-            found = self._now[index].softmax(0).topk(min(count, len(self.class_names)))
+            found = self._now[index].softmax(0).topk(min(count, self._now.shape[1]))
         return list(zip(found.indices.tolist(), found.values.tolist(), strict=True))
 
     def request(self, index: int, wanted: int) -> ImageRequest:
