@@ -22,11 +22,11 @@ from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.files import read_csv, remove, user_path, write_csv, write_json
 from weightsmith.measure import Predictions, predict
 from weightsmith.models import save
+from weightsmith.run.cards import classifier_card
 from weightsmith.run.editing import AUTO, editor_options, layers_for, methods_for
 from weightsmith.run.folder import RunFolder, existing_runs
 from weightsmith.run.job import Job, check_split, save_indices
 from weightsmith.run.options import RunOptions, read_yaml
-from weightsmith.run.stages import card_of
 from weightsmith.run.streaming import as_one
 from weightsmith.run.tables import EDIT_COLUMNS, edit_log_name, edit_rows
 from weightsmith.stream import Journal, ReplayOptions, Stream, Trust, TrustOptions, settings_of
@@ -98,7 +98,7 @@ class Corrections:
         save_indices(self.place, parts)
         delta = as_one(stream, self.place)[method]
         write_csv(self.place / edit_log_name(method), edit_rows(delta), EDIT_COLUMNS)
-        save(job.trained, self.place / "edited", card_of(job, job.trained, delta))
+        save(job.trained, self.place / "edited", classifier_card(job.folder, job.options, job.trained, delta))
         delta.save(self.place / "delta.safetensors")
         write_json(self.place / _STATE, {"weights": weights_hash(job.trained)})
 
