@@ -135,7 +135,7 @@ def as_one(stream: Stream, results: Path) -> dict[str, Delta]:
             "sample": edit.request.name,
             "before": edit.request.predicted if isinstance(edit.request, ImageRequest) else "",
             "target": edit.request.target,
-            "after": "",
+            "after": edit.request.target if isinstance(edit.request, ImageRequest) and edit.success else "",
             "residual_norm": "",
             "update_norm": delta.norm(),
             "margin": edit.margin,
