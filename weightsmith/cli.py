@@ -1,5 +1,5 @@
-"""The command line: `weightsmith run`, `baseline`, `compress`, `locate`, `edit`, `edits`, `compare`, `evaluate`, `ablate`,
-`artificial`, `merge`, `export`, `facts`, `download`.
+"""The command line: `weightsmith run`, `bench`, `baseline`, `compress`, `locate`, `edit`, `edits`, `compare`, `evaluate`,
+`ablate`, `artificial`, `merge`, `export`, `facts`, `download`.
 
 Only the options are imported before a command is known, so that help answers at once.
 """
@@ -50,6 +50,7 @@ from weightsmith.run.options import (
     ShowEditOptions,
     TraceOptions,
     UndoEditsOptions,
+    WorkbenchOptions,
     read_yaml,
 )
 
@@ -129,8 +130,9 @@ def _parse(given: list[str]) -> Any:
     about = "Vary one choice of an editor and measure what it does: lora, replay."
     members.append(Annotated[_union(ways), tyro.conf.subcommand("ablate", description=about, prefix_name=False)])
     ways = [Annotated[kind, tyro.conf.subcommand(name, prefix_name=False)] for name, kind in _EDITS.items()]
-    about = "What the journal of `weightsmith edit --batch-size` has, and taking edits back: list, show, undo, remove, replay."
+    about = "What the journal of `edit --batch-size` or `bench` has, and taking edits back: list, show, undo, remove, replay."
     members.append(Annotated[_union(ways), tyro.conf.subcommand("edits", description=about, prefix_name=False)])
+    members.append(Annotated[WorkbenchOptions, tyro.conf.subcommand("bench", prefix_name=False)])
     return tyro.cli(
         _union(members),
         args=given,
@@ -221,6 +223,8 @@ def _run(options: Any) -> None:
         from weightsmith.run.edit import edit as command
     elif isinstance(options, EditsOptions):
         from weightsmith.run.edits import edits as command
+    elif isinstance(options, WorkbenchOptions):
+        from weightsmith.run.bench.command import bench as command
     elif isinstance(options, CompareOptions):
         from weightsmith.run.compare import compare as command
     elif isinstance(options, EvaluateOptions):

@@ -6,6 +6,7 @@ patches of the image, and `steering` steers away from them.
 """
 
 from weightsmith.locate import astra, grids, steering
+from weightsmith.locate.attention import Attention, cls_attention
 from weightsmith.locate.cases import Cases, ImageCases, Prompt, PromptCases
 from weightsmith.locate.metrics import METRICS
 from weightsmith.locate.screen import Screened, screen, screened
@@ -14,6 +15,7 @@ from weightsmith.locate.trace import causal_trace, error_cases
 
 __all__ = [
     "METRICS",
+    "Attention",
     "Cases",
     "ImageCases",
     "Prompt",
@@ -22,6 +24,7 @@ __all__ = [
     "Sweep",
     "astra",
     "causal_trace",
+    "cls_attention",
     "error_cases",
     "grids",
     "screen",

@@ -19,7 +19,7 @@ from weightsmith.report.maps import (
     screen_rows,
     screen_scatter,
 )
-from weightsmith.report.overlays import patch_weight_rows, patch_weights, token_map_rows, token_maps
+from weightsmith.report.overlays import attention_maps, patch_weight_rows, patch_weights, token_map_rows, token_maps
 from weightsmith.report.page import EditedBatch, ReportInputs, build
 from weightsmith.report.plots import as_data_uri, confusion_matrices, layer_importance, save, training_curve
 from weightsmith.report.terminal import evaluation_table, layer_bars, site_table
@@ -29,6 +29,7 @@ __all__ = [
     "LocateInputs",
     "ReportInputs",
     "as_data_uri",
+    "attention_maps",
     "build",
     "build_locate",
     "by_batch_size",

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 import textwrap
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +16,7 @@ from matplotlib.axes import Axes
 from matplotlib.collections import LineCollection
 from matplotlib.colors import Colormap, LinearSegmentedColormap, ListedColormap, Normalize
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from weightsmith.effects import Effects
 from weightsmith.errors import WeightsmithError
@@ -185,6 +186,33 @@ def patch_weights(
     pairs = min(len(cells), 3 if len(cells) != 4 else 2)
     panels += [None] * (-len(panels) % (2 * pairs))
     return _overlays(panels, 2 * pairs, symmetric(cells), "weight of the patch", "")
+
+
+def attention_maps(image: np.ndarray, maps: Mapping[str, np.ndarray], grid: tuple[int, int]) -> Figure:
+    """An image, and beside it how much each patch is attended to, relative to an even spread, on one scale.
+
+    Args:
+        image: (channels, height, width) uint8.
+        maps: title → (patches,) attention weights, patches counted along the rows of the grid.
+        grid: rows and columns of patches.
+
+    Raises:
+        WeightsmithError: no maps, or weights that do not fit the grid.
+    """
+    wrong = [title for title, weights in maps.items() if weights.shape != (grid[0] * grid[1],)]
+    if wrong or not maps:
+        raise WeightsmithError(
+            f"maps over {grid[0]} by {grid[1]} patches need a weight for each: {wrong or 'none given'}"
+        )
+    cells = [np.log2(np.maximum(weights / max(weights.mean(), 1e-30), 2.0**-4)) for weights in maps.values()]
+    panels: list[_Overlay | None] = [_Overlay("the image\n", image)]
+    panels += [_Overlay(title, image, found.reshape(grid)) for title, found in zip(maps, cells, strict=True)]
+    label = "attention, times an even spread"
+    figure = _overlays(panels, len(panels), symmetric(np.array(cells)), label, "")
+    bar = figure.axes[-1]
+    bar.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
+    bar.yaxis.set_major_formatter(lambda value, _: f"{2.0**value:g}")
+    return figure
 
 
 def _place(patch: int, grid: tuple[int, int]) -> dict[str, int]:

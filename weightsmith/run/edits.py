@@ -14,6 +14,7 @@ from weightsmith.delta import Delta
 from weightsmith.errors import WeightsmithError
 from weightsmith.evaluate import answer
 from weightsmith.files import remove, user_path
+from weightsmith.run.corrections import begun_with, class_names_of, corrections, image_job, is_image_run
 from weightsmith.run.edit import as_adapters, editor_of, write_results
 from weightsmith.run.fact_run import of_auto
 from weightsmith.run.folder import RunFolder
@@ -42,7 +43,7 @@ def edits(options: EditsOptions) -> None:
     """
     console = Console()
     if isinstance(options, ListEditsOptions):
-        console.print(listed(journal_of(options.run)))
+        console.print(listed(journal_of(options.run), class_names_of(user_path(options.run))))
     elif isinstance(options, ShowEditOptions):
         print_edit(console, shown(journal_of(options.run), options.edit))
     elif isinstance(options, UndoEditsOptions):
@@ -72,9 +73,11 @@ def _made_anew(stream: Stream) -> str:
 def _changed(run: str, change: Callable[[Stream], str]) -> str:
     """Change the stream of a run, and write the edited model and its measures as they are then."""
     path = user_path(run)
+    if is_image_run(path):
+        return _changed_corrections(run, change)
     stored = path / "config.yaml"
     if not stored.is_file():
-        raise WeightsmithError(f"{path} is no run folder of `weightsmith edit`: give the one that holds config.yaml")
+        raise WeightsmithError(f"{path} is no run folder with edits: give the one that holds config.yaml")
     options = read_yaml(stored, EditOptions())
     folder = RunFolder.named(replace(options, runs_dir=str(path.parent)), path.name)
     with folder.in_use(), folder.logged():
@@ -94,6 +97,18 @@ def _changed(run: str, change: Callable[[Stream], str]) -> str:
         deltas = as_adapters(options, folder, model, deltas)
         before = answer(model, requests, new_tokens=60, seed=options.seed, title="before")
         write_results(options, folder, model, requests, deltas, before, kept, asked)
+    return told
+
+
+def _changed_corrections(run: str, change: Callable[[Stream], str]) -> str:
+    """The same for a run whose images were corrected on `weightsmith bench`."""
+    journal_of(run)
+    begun = begun_with(run)
+    given = {} if begun is None else {"edit_from": begun.edit_from, "stream_ratio": begun.stream_ratio}
+    job = image_job(run, **given)
+    with job.folder.in_use(), job.folder.logged(), corrections(job) as held:
+        told = change(held.stream)
+        held.leave()
     return told
 
 

@@ -58,17 +58,15 @@ class RunFolder:
         return self.results / "figures"
 
     @contextmanager
-    def in_use(self) -> Iterator[None]:
-        """Keep other processes out of this run. Raises `WeightsmithError` when one is in it."""
+    def in_use(self, remedy: str = "wait for it, or give another --run-name") -> Iterator[None]:
+        """Keep other processes out of this run. Raises `WeightsmithError`, with the remedy, when one is in it."""
         with explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock")
         try:
             lock.acquire(timeout=0)
         except Timeout as error:
-            raise WeightsmithError(
-                f"another process is working on {self.path}: wait for it, or give another --run-name"
-            ) from error
+            raise WeightsmithError(f"another process is working on {self.path}: {remedy}") from error
         try:
             yield
         finally:

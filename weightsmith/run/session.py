@@ -113,7 +113,7 @@ def session(options: FolderOptions, command: str, kin: Kin, stem: str) -> Iterat
         raise
 
 
-def at_least(options: FolderOptions, least: dict[str, int]) -> None:
+def at_least(options: object, least: dict[str, int]) -> None:
     """Raise `WeightsmithError` naming the flag unless each option, where it is there and given, is at least so much."""
     for name, bound in least.items():
         value = getattr(options, name, None)

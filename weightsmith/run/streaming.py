@@ -20,7 +20,8 @@ from weightsmith.edit import Editor, make_editor
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import user_path, write_csv
 from weightsmith.models import Model
-from weightsmith.request import TextRequest
+from weightsmith.report.words import class_name
+from weightsmith.request import ImageRequest, TextRequest
 from weightsmith.run.language import Kept
 from weightsmith.run.options import EditOptions
 from weightsmith.stream import Batch, Journal, ReplayOptions, Stream, Trust, TrustOptions, replay_for, settings_of
@@ -132,9 +133,9 @@ def as_one(stream: Stream, results: Path) -> dict[str, Delta]:
     rows = [
         {
             "sample": edit.request.name,
-            "before": "",
+            "before": edit.request.predicted if isinstance(edit.request, ImageRequest) else "",
             "target": edit.request.target,
-            "after": "",
+            "after": edit.request.target if isinstance(edit.request, ImageRequest) and edit.success else "",
             "residual_norm": "",
             "update_norm": delta.norm(),
             "margin": edit.margin,
@@ -176,14 +177,19 @@ def stream_rows(batches: Sequence[Batch]) -> list[dict[str, object]]:
     return rows
 
 
-def listed(journal: Journal) -> Table:
-    """A line an edit in force."""
+def listed(journal: Journal, class_names: Sequence[str] = ()) -> Table:
+    """A line an edit in force; classes of images by their names, where those are given."""
     table = Table(title=f"{len(journal.edits())} edits in force", box=box.SIMPLE_HEAD)
     for heading in ("edit", "batch", "request", "asked", "wanted", "holds", "replaces"):
         table.add_column(heading, justify="right" if heading in ("edit", "batch", "replaces") else "left")
     for batch, edit in journal.edits():
-        asked = edit.request.prompt if isinstance(edit.request, TextRequest) else "image"
-        cells = (str(edit.number), str(batch.number), edit.request.name, asked, str(edit.request.target))
+        request, wanted = edit.request, str(edit.request.target)
+        if isinstance(request, TextRequest):
+            asked = request.prompt
+        else:
+            asked, wanted = (class_name(label, class_names) for label in (request.predicted, request.target))
+            asked = f"image, was {asked}"
+        cells = (str(edit.number), str(batch.number), request.name, asked, wanted)
         held, earlier = "yes" if edit.success else "no", "" if edit.replaces is None else str(edit.replaces)
         table.add_row(*(Text(cell) for cell in cells), held, earlier)
     return table
@@ -192,7 +198,10 @@ def listed(journal: Journal) -> Table:
 def shown(journal: Journal, which: str) -> dict[str, Any]:
     """All that the journal has of an edit, but for tensors their shapes and norms."""
     batch, edit = journal.find(which)
-    request = asdict(edit.request) if isinstance(edit.request, TextRequest) else {"name": edit.request.name}
+    request = edit.request
+    told = {name: value for name, value in asdict(request).items() if name != "image"}
+    if isinstance(request, ImageRequest):
+        told["shape"] = list(request.image.shape)
     changes = {
         name: {"shape": list(change.shape), "norm": change.norm()} for name, change in batch.delta.changes.items()
     }
@@ -205,7 +214,7 @@ def shown(journal: Journal, which: str) -> dict[str, Any]:
     return {
         "edit": edit.number,
         "batch": batch.number,
-        "request": request,
+        "request": told,
         "success": edit.success,
         "margin": edit.margin,
         "replaces": edit.replaces,

@@ -3,13 +3,14 @@
 from weightsmith.stream.journal import Batch, Edit, Journal
 from weightsmith.stream.replay import ReplayBuffer, ReplayOptions
 from weightsmith.stream.solves import replay_for
-from weightsmith.stream.stream import Stream, settings_of
+from weightsmith.stream.stream import Proposal, Stream, settings_of
 from weightsmith.stream.trust import Trust, TrustOptions, Verdict
 
 __all__ = [
     "Batch",
     "Edit",
     "Journal",
+    "Proposal",
     "ReplayBuffer",
     "ReplayOptions",
     "Stream",

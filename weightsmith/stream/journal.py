@@ -85,6 +85,7 @@ class Journal:
         self.folder, self.settings, self.batches = folder, settings, batches
         self.dismissed: list[str] = []
         self._edits, self._operations = edits, operations
+        self._size = 0
 
     @classmethod
     def create(cls, folder: Path | str, settings: Mapping[str, Any]) -> Journal:
@@ -100,7 +101,9 @@ class Journal:
         header = {"format": _FORMAT, "settings": dict(settings)}
         with atomic_path(path) as temporary:
             temporary.write_text(_line(header), encoding="utf-8")
-        return cls(folder, dict(settings), [], 0, 0)
+        journal = cls(folder, dict(settings), [], 0, 0)
+        journal._size = path.stat().st_size
+        return journal
 
     @classmethod
     def open(cls, folder: Path | str) -> Journal:
@@ -124,7 +127,18 @@ class Journal:
         if whole < len(lines) - 1 or end < path.stat().st_size:
             _log.warning("%s: an operation was cut off and is dropped; what came before it holds", path)
             journal._cut(path, 1 + whole)
+        journal._size = path.stat().st_size
         return journal
+
+    def moved_on(self) -> bool:
+        """Whether another process has written into the journal since it was opened; it only ever grows."""
+        path = self.folder / "journal.jsonl"
+        return not path.is_file() or path.stat().st_size != self._size
+
+    @property
+    def blank(self) -> bool:
+        """Whether nothing has ever been written into it."""
+        return self._operations == 0
 
     def next_edit(self) -> int:
         """The number of the next edit."""
@@ -216,7 +230,7 @@ class Journal:
             except BaseException:
                 os.truncate(path, size)  # a full disk must not leave half a line before the next one
                 raise
-        self._operations = number
+        self._operations, self._size = number, path.stat().st_size
 
     def _cut(self, path: Path, lines: int) -> None:
         """Keep the first lines only."""

@@ -6,8 +6,9 @@ import json
 import logging
 import math
 import time
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -26,6 +27,23 @@ from weightsmith.stream.trust import Trust, Verdict
 from weightsmith.stream.weights import Weights
 
 _log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Proposal:
+    """A batch that was solved and judged, and not put in force.
+
+    Attributes:
+        requests: what was asked.
+        batch: what would be kept; None where it may not stay, or where nothing is left to do.
+        verdict: what trust says; None without trust, or where nothing is left to do.
+        behind: the batches in force when it was solved: it fits no others.
+    """
+
+    requests: tuple[Request, ...]
+    batch: Batch | None
+    verdict: Verdict | None
+    behind: tuple[Batch, ...]
 
 
 class Stream:
@@ -65,7 +83,7 @@ class Stream:
             self._check_same(journal)
         self._weights = Weights(model)
         self._solves = Solves(model, editor, preserve, self.replay, self._weights, cache_dir)
-        self._next_edit, self._next_batch = 1, 1
+        self._next_edit, self._next_batch = journal.next_edit() if journal is not None else 1, 1
         self._reset(journal.batches if journal is not None else [])
 
     @property
@@ -95,18 +113,76 @@ class Stream:
             WeightsmithError: as the editor; an edited sample is among those that judge the edits; an importance that is no
                 positive number.
         """
+        proposal = self.propose(requests, importance)
+        if proposal.batch is None:
+            if proposal.verdict is not None:
+                self.reject(proposal)
+            return None
+        return self.keep(proposal)
+
+    def propose(self, requests: Sequence[Request], importance: Mapping[str, float] | None = None) -> Proposal:
+        """Solve and judge a batch as `add` does, without keeping it: neither the weights nor the journal change.
+
+        Raises:
+            WeightsmithError: as `add`.
+        """
         if any(not 0 < value < math.inf for value in (importance or {}).values()):
             raise WeightsmithError("the importance of a request must be a positive number")
         numbers = range(self._next_edit, self._next_edit + len(requests))
         solved = self._solved(self._next_batch, dict(zip(numbers, requests, strict=True)), importance)
-        if isinstance(solved, Verdict) and self.journal is not None:
-            self.journal.reject(requests, {"trust": asdict(solved)})
-        if not isinstance(solved, Batch):
-            return None
+        batch = solved if isinstance(solved, Batch) else None
+        verdict = solved if isinstance(solved, Verdict) else None
+        if batch is not None and batch.info["trust"] is not None:
+            verdict = Verdict(**batch.info["trust"])
+        return Proposal(tuple(requests), batch, verdict, tuple(self._batches))
+
+    def keep(self, proposal: Proposal) -> Batch:
+        """Put a proposal in force: in the journal first, then in the weights.
+
+        Raises:
+            WeightsmithError: it may not stay, or other batches are in force than when it was solved.
+        """
+        if proposal.batch is None:
+            said = proposal.verdict.said if proposal.verdict is not None else "nothing is left to do"
+            raise WeightsmithError(f"this edit cannot be kept: {said}")
+        numbers = [edit.number for edit in proposal.batch.edits]
+        used = proposal.batch.number < self._next_batch or min(numbers, default=self._next_edit) < self._next_edit
+        if used or proposal.behind != tuple(self._batches):  # batches are compared by identity
+            raise WeightsmithError("another edit was kept or taken back since this one was solved: solve it again")
         if self.journal is not None:
-            self.journal.append([solved])
-        self._take(solved)
-        return solved
+            self.journal.append([proposal.batch])
+        self._take(proposal.batch)
+        return proposal.batch
+
+    def reject(self, proposal: Proposal, **why: Any) -> None:
+        """Journal that a proposal does not stay; nothing else changes.
+
+        Args:
+            why: what is to be said of it beside what trust said; JSON values only.
+        """
+        if self.journal is not None:
+            trust = asdict(proposal.verdict) if proposal.verdict is not None else None
+            self.journal.reject(proposal.requests, {"trust": trust, **why})
+
+    def follow(self) -> bool:
+        """Take over what another process has written into the journal since; whether there was anything.
+
+        Raises:
+            WeightsmithError: as `Journal.open`; the stream stays as it was.
+        """
+        if self.journal is None or not self.journal.moved_on():
+            return False
+        journal = Journal.open(self.journal.folder)
+        self._check_same(journal)
+        self.journal, self._next_edit = journal, max(self._next_edit, journal.next_edit())
+        self._reset(journal.batches)
+        return True
+
+    @contextmanager
+    def unedited(self) -> Iterator[None]:
+        """The weights before the first edit, while the block runs."""
+        with self._weights.lifted():
+            yield
 
     def undo(self, count: int = 1) -> list[Batch]:
         """Take the last batches back; the weights are bit by bit those before them.

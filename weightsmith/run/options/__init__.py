@@ -2,6 +2,7 @@
 
 from weightsmith.run.options.ablate import AblateLoraOptions, AblateOptions, AblateReplayOptions
 from weightsmith.run.options.artificial import ArtificialOptions
+from weightsmith.run.options.bench import WorkbenchOptions
 from weightsmith.run.options.compress import CompressOptions
 from weightsmith.run.options.correct import (
     DEFAULT_DATA,
@@ -73,6 +74,7 @@ __all__ = [
     "TraceOptions",
     "TrackedOptions",
     "UndoEditsOptions",
+    "WorkbenchOptions",
     "read_yaml",
     "to_yaml",
 ]

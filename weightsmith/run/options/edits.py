@@ -10,7 +10,7 @@ import tyro
 
 @dataclass(frozen=True, kw_only=True)
 class EditsOptions:
-    """What the commands on a journal of edits have: the run folder of `weightsmith edit --batch-size`."""
+    """What the commands on a journal of edits have: the run folder of `weightsmith edit --batch-size` or `bench`."""
 
     run: Annotated[str, tyro.conf.Positional]
     """Folder of the run."""
