@@ -11,6 +11,7 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,26 @@ from weightsmith.errors import WeightsmithError
 
 CHUNK = 2 * 2**20
 """Bytes moved at a time when a file is streamed."""
+
+_WRITTEN: ContextVar[list[Path] | None] = ContextVar("written", default=None)
+"""Where the targets of writes are noted, while somebody wants to know."""
+
+
+@contextmanager
+def recorded() -> Iterator[list[Path]]:
+    """Yield a list that files and folders join, in their order, when they are written while the block runs."""
+    written: list[Path] = []
+    token = _WRITTEN.set(written)
+    try:
+        yield written
+    finally:
+        _WRITTEN.reset(token)
+
+
+def _note(target: Path) -> None:
+    written = _WRITTEN.get()
+    if written is not None:
+        written.append(target)
 
 
 def default_cache_dir() -> Path:
@@ -52,6 +73,7 @@ def replacing(target: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    _note(target)
 
 
 def move_into_place(written: Path, target: Path) -> None:
@@ -94,6 +116,7 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
                 os.replace(old, target)
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+        _note(target)
 
 
 def write_text(target: Path | str, text: str) -> None:

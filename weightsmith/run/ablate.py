@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
-
-from rich.console import Console
-from rich.markup import escape
 
 from weightsmith import report
 from weightsmith.edit import editors
@@ -21,6 +17,7 @@ from weightsmith.run.benches import ImageBench
 from weightsmith.run.benching import batch_of
 from weightsmith.run.draws import PLAN, REQUESTS
 from weightsmith.run.options import AblateLoraOptions, AblateOptions, AblateReplayOptions
+from weightsmith.run.outcome import Outcome
 from weightsmith.run.planned import planned
 from weightsmith.run.session import Kin, at_least, distinct, flag, session
 from weightsmith.run.trials import Trial, run_trials, titled
@@ -40,8 +37,8 @@ _WAYS: dict[type[AblateOptions], tuple[str, type[Ablation]]] = {
 }
 
 
-def ablate(options: AblateOptions) -> Path:
-    """Measure every setting on every draw of requests, and return the run's folder.
+def ablate(options: AblateOptions) -> Outcome:
+    """Measure every setting on every draw of requests.
 
     Each trial is kept when it is measured, so an ablation that was stopped goes on where it was; one that cannot be
     measured says why, and the others are measured all the same.
@@ -65,13 +62,16 @@ def ablate(options: AblateOptions) -> Path:
             report.save(figure, folder.figures / f"{name}.png")
         summary = [*_summary(ablation, trials), *found.summary]
         write_json(folder.results / "summary.json", {"command": command, "summary": summary, "notes": notes})
-    console = Console()
-    console.print(found.shown)
-    for sentence in (*summary, *notes):
-        console.print(sentence, soft_wrap=True, highlight=False, markup=False)
-    _tell_failures(console, trials, next(iter(found.tables)))
-    console.print(f"[bold]{escape(str(folder.path))}[/] holds everything", soft_wrap=True)
-    return folder.path
+    first = next(iter(found.tables))
+    failures = _failures(trials, first)
+    return Outcome(
+        command=command,
+        folder=folder.path,
+        figures={"settings": found.tables[first]},
+        summary=summary,
+        notes=[*notes, *failures],
+        shown=[found.shown, *summary, *notes, *failures],
+    )
 
 
 def _check(options: AblateOptions) -> None:
@@ -136,9 +136,8 @@ def _summary(ablation: Ablation, trials: Sequence[Trial]) -> list[str]:
     return told + ([f"{failed} of {len(trials)} trials failed."] if failed else [])
 
 
-def _tell_failures(console: Console, trials: Sequence[Trial], table: str) -> None:
+def _failures(trials: Sequence[Trial], table: str) -> list[str]:
+    """Why trials failed, the first five of them."""
     failed = [trial for trial in trials if trial.error]
-    for trial in failed[:5]:
-        console.print(f"{titled(trial.setting)} failed: {trial.error}", markup=False, soft_wrap=True)
-    if len(failed) > 5:
-        console.print(f"{len(failed)} trials failed; {table} says why", markup=False)
+    told = [f"{titled(trial.setting)} failed: {trial.error}" for trial in failed[:5]]
+    return told + ([f"{len(failed)} trials failed; {table} says why"] if len(failed) > 5 else [])

@@ -5,8 +5,6 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from rich.console import Console
-
 from weightsmith import report
 from weightsmith.data.images import ImageSet
 from weightsmith.data.sources import open_data
@@ -27,6 +25,7 @@ from weightsmith.run.job import (
     train_options,
 )
 from weightsmith.run.options import BaselineOptions
+from weightsmith.run.outcome import Outcome
 from weightsmith.train import fit
 
 _log = logging.getLogger(__name__)
@@ -37,8 +36,8 @@ SUSPICIOUS = 0.98
 """Accuracy beyond which a leak between the parts, or too easy a task, is more likely than a good model."""
 
 
-def baseline(options: BaselineOptions) -> Path:
-    """Train on train, select on val, report on test; returns the run's folder.
+def baseline(options: BaselineOptions) -> Outcome:
+    """Train on train, select on val, report on test.
 
     Writes `baseline_metrics.csv`, `baseline_training_history.csv`, `training_curve.png`, `data_split.json` and `model/`.
     A data set without official parts is cut: a fifth is the test part and a fifth of the rest the validation part.
@@ -65,18 +64,22 @@ def baseline(options: BaselineOptions) -> Path:
         with folder.set_aside(redone if options.overwrite else []):
             scores = _train_and_test(options, source, parts, folder, device)
         folder.log_event("baseline", "done")
-        for part, score in scores.items():
-            if score.accuracy.value > SUSPICIOUS:
-                _log.warning(
-                    "%s accuracy is %.1f%%: look for images shared between the parts, or an easier task than meant",
-                    part,
-                    100 * score.accuracy.value,
-                )
-    console = Console()
-    for part, score in scores.items():
-        console.print(f"{part} accuracy {score.accuracy}, macro F1 {score.macro['f1']}")
-    console.print(f"[bold]{folder.path}[/] holds the model and its metrics", soft_wrap=True)
-    return folder.path
+        notes = [
+            f"{part} accuracy is {100 * score.accuracy.value:.1f}%: look for images shared between the parts, or an easier "
+            "task than meant"
+            for part, score in scores.items()
+            if score.accuracy.value > SUSPICIOUS
+        ]
+        for note in notes:
+            _log.warning("%s", note)
+    return Outcome(
+        command="baseline",
+        folder=folder.path,
+        figures={"metrics": [row for part, score in scores.items() for row in _rows(part, score)]},
+        notes=notes,
+        shown=[f"{part} accuracy {score.accuracy}, macro F1 {score.macro['f1']}" for part, score in scores.items()],
+        closing="holds the model and its metrics",
+    )
 
 
 def _train_and_test(

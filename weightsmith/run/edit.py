@@ -5,13 +5,10 @@ from __future__ import annotations
 import dataclasses
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import yaml
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -33,6 +30,7 @@ from weightsmith.run.fact_run import of_auto
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.language import Kept, facts_of, of_name
 from weightsmith.run.options import EditOptions
+from weightsmith.run.outcome import Outcome
 from weightsmith.run.session import Kin, at_least, distinct, session
 from weightsmith.run.streaming import as_one, check, fill, in_force, stream_of
 from weightsmith.run.tables import ANSWER_COLUMNS, delta_name, edit_log_name, edit_rows
@@ -57,8 +55,8 @@ KIN = Kin(
 )  # fmt: skip
 
 
-def edit(options: EditOptions) -> Path:
-    """Edit facts with one or more methods, each on the unedited model, and return the run's folder.
+def edit(options: EditOptions) -> Outcome:
+    """Edit facts with one or more methods, each on the unedited model.
 
     Raises:
         WeightsmithError: bad options or data, in one sentence; a run that exists without `resume` or `overwrite`.
@@ -96,13 +94,14 @@ def edit(options: EditOptions) -> Path:
         rows = write_results(options, folder, model, requests, deltas, before, kept, asked)
         summary = _summary(requests, deltas, repeated)
         write_json(folder.results / "summary.json", {"command": "edit", "summary": summary, "rows": len(rows)})
-    console = Console()
-    console.print(measures_table(rows))
-    for sentence in summary:
-        console.print(sentence, soft_wrap=True, highlight=False, markup=False)
-    place = escape(str(folder.path))
-    console.print(f"[bold]{place}[/] holds everything; {place}/edited is the edited model", soft_wrap=True)
-    return folder.path
+    return Outcome(
+        command="edit",
+        folder=folder.path,
+        figures={"measures": rows},
+        summary=summary,
+        shown=[measures_table(rows), *summary],
+        closing=f"holds everything; {folder.path}/edited is the edited model",
+    )
 
 
 def editor_of(options: EditOptions, method: str, model: Model) -> Editor:

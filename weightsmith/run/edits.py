@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
-
-from rich.console import Console
 
 from weightsmith.data.facts import read_facts
 from weightsmith.delta import Delta
@@ -28,30 +27,35 @@ from weightsmith.run.options import (
     UndoEditsOptions,
     read_yaml,
 )
-from weightsmith.run.streaming import as_one, in_force, journal_of, listed, print_edit, shown, stream_of
+from weightsmith.run.outcome import Outcome
+from weightsmith.run.streaming import as_one, edit_entries, in_force, journal_of, listed, shown, stream_of
 from weightsmith.stream import Stream
 
 _log = logging.getLogger(__name__)
 
 
-def edits(options: EditsOptions) -> None:
+def edits(options: EditsOptions) -> Outcome:
     """List, show, undo, remove or replay edits of a run's journal.
 
     Raises:
         WeightsmithError: no journal, no such edit, or a model that is not the one that was edited.
     """
-    console = Console()
     if isinstance(options, ListEditsOptions):
-        console.print(listed(journal_of(options.run)))
-    elif isinstance(options, ShowEditOptions):
-        print_edit(console, shown(journal_of(options.run), options.edit))
-    elif isinstance(options, UndoEditsOptions):
-        console.print(_changed(options.run, lambda stream: _undone(stream, options)), highlight=False, soft_wrap=True)
-    elif isinstance(options, RemoveEditOptions):
+        journal = journal_of(options.run)
+        return Outcome(command="edits list", figures={"edits": edit_entries(journal)}, shown=[listed(journal)])
+    if isinstance(options, ShowEditOptions):
+        told = shown(journal_of(options.run), options.edit)
+        # As JSON, which people and programs read.
+        return Outcome(
+            command="edits show", figures={"edit": told}, shown=[json.dumps(told, indent=2, ensure_ascii=False)]
+        )
+    if isinstance(options, RemoveEditOptions):
         number = journal_of(options.run).find(options.edit)[1].number
-        console.print(_changed(options.run, lambda stream: _removed(stream, number)), highlight=False, soft_wrap=True)
-    elif isinstance(options, ReplayEditsOptions):
-        console.print(_changed(options.run, _made_anew), highlight=False, soft_wrap=True)
+        return _changed(options.run, "edits remove", lambda stream: _removed(stream, number))
+    if isinstance(options, UndoEditsOptions):
+        return _changed(options.run, "edits undo", lambda stream: _undone(stream, options))
+    assert isinstance(options, ReplayEditsOptions)
+    return _changed(options.run, "edits replay", _made_anew)
 
 
 def _undone(stream: Stream, options: UndoEditsOptions) -> str:
@@ -69,8 +73,21 @@ def _made_anew(stream: Stream) -> str:
     return f"The edited model is made anew from the journal: {len(stream.edits())} edits in force."
 
 
-def _changed(run: str, change: Callable[[Stream], str]) -> str:
-    """Change the stream of a run, and write the edited model and its measures as they are then."""
+def _changed(run: str, command: str, change: Callable[[Stream], str]) -> Outcome:
+    """Change the stream of a run, write the edited model and its measures as they are then, and say what was done."""
+    told, left = _carried_out(run, change)
+    return Outcome(
+        command=command,
+        folder=user_path(run),
+        figures={"in_force": left},
+        summary=[told],
+        shown=[told],
+        closing="holds what is in force",
+    )
+
+
+def _carried_out(run: str, change: Callable[[Stream], str]) -> tuple[str, int]:
+    """(what was done, edits in force then)."""
     path = user_path(run)
     stored = path / "config.yaml"
     if not stored.is_file():
@@ -85,16 +102,16 @@ def _changed(run: str, change: Callable[[Stream], str]) -> str:
         editor = editor_of(options, options.edit_method[0], model)
         with stream_of(options, path, model, editor, kept, asked) as stream:
             told = change(stream)
-            empty = not stream.edits()
+            left = len(stream.edits())
             deltas: Mapping[str, Delta] = as_one(stream, folder.results)
-            requests = [] if empty else in_force(stream)
-        if empty:
+            requests = in_force(stream) if left else []
+        if not left:
             _forget(folder)
-            return told
+            return told, left
         deltas = as_adapters(options, folder, model, deltas)
         before = answer(model, requests, new_tokens=60, seed=options.seed, title="before")
         write_results(options, folder, model, requests, deltas, before, kept, asked)
-    return told
+    return told, left
 
 
 def _forget(folder: RunFolder) -> None:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import user_path
 from weightsmith.measure.latency import LEAST_ROUNDS
 from weightsmith.run.evaluation import FIGURE, METRICS, PAGE, TABLE, evaluated
 from weightsmith.run.options import EvaluateOptions
+from weightsmith.run.outcome import Outcome
 from weightsmith.run.session import Kin, at_least, distinct, session
 
 KIN = Kin(
@@ -23,8 +23,8 @@ KIN = Kin(
 )
 
 
-def evaluate(options: EvaluateOptions) -> Path:
-    """Measure every classifier on the same held-out images, and return the run's folder.
+def evaluate(options: EvaluateOptions) -> Outcome:
+    """Measure every classifier on the same held-out images.
 
     What a model says of the images is kept when it is known, and so are the times, so an evaluation that was stopped goes
     on where it was.
@@ -37,8 +37,7 @@ def evaluate(options: EvaluateOptions) -> Path:
     with session(options, "evaluate", KIN, f"{user_path(options.data_path).stem}-evaluate") as folder:
         done = evaluated(options, folder, [])
         page = done.write(folder, f"{folder.path.name}: classifiers side by side", asdict(options))
-    done.show(folder, page)
-    return folder.path
+    return done.outcome(folder, page, "evaluate")
 
 
 def _placed(options: EvaluateOptions) -> EvaluateOptions:

@@ -10,9 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-
 from weightsmith import report
 from weightsmith.delta import weights_hash
 from weightsmith.errors import WeightsmithError
@@ -28,6 +25,7 @@ from weightsmith.run.options import (
     PatchOptions,
     TraceOptions,
 )
+from weightsmith.run.outcome import Outcome
 from weightsmith.run.screening import attribute_findings, screen_findings
 from weightsmith.run.session import Kin, at_least, session
 from weightsmith.run.sweeping import swept
@@ -43,8 +41,8 @@ _COMMANDS: dict[type[LocateOptions], tuple[str, Callable[[Any, Model, RunFolder]
 """Each way to locate by its options: its name, and what finds."""
 
 
-def locate(options: LocateOptions) -> Path:
-    """Run one of the ways to locate, and return the run's folder.
+def locate(options: LocateOptions) -> Outcome:
+    """Run one of the ways to locate.
 
     Raises:
         WeightsmithError: bad options or data, in one sentence; a run that exists without `resume` or `overwrite`.
@@ -55,14 +53,15 @@ def locate(options: LocateOptions) -> Path:
         model = trained_model(options, folder)
         found = find(options, model, folder)
         page = _write(options, command, model, folder, found)
-    console = Console()
-    for shown in found.terminal:
-        console.print(shown)
-    for sentence in found.summary:
-        console.print(sentence, soft_wrap=True, highlight=False, markup=False)
-    where, read = escape(str(folder.path)), escape(str(page))
-    console.print(f"[bold]{where}[/] holds everything; the page to read is {read}", soft_wrap=True)
-    return folder.path
+    return Outcome(
+        command=f"locate {command}",
+        folder=folder.path,
+        page=page,
+        figures=found.headline(),
+        summary=found.summary,
+        notes=found.notes,
+        shown=[*found.terminal, *found.summary],
+    )
 
 
 _LEAST = {

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import RenderableType
 
 from weightsmith import __version__, report
 from weightsmith.edit import editors
@@ -21,14 +21,16 @@ from weightsmith.run.editing import AUTO, check_layer_flags
 from weightsmith.run.folder import RunFolder, existing_runs, new_name, require_run
 from weightsmith.run.job import Job, check_device
 from weightsmith.run.options import RunOptions
+from weightsmith.run.outcome import Outcome
 from weightsmith.run.page import write_report
 from weightsmith.run.stages import STAGES
+from weightsmith.run.tables import numbers
 
 _log = logging.getLogger(__name__)
 
 
-def run(options: RunOptions) -> Path:
-    """Run one stage or all of them, and return the run's folder.
+def run(options: RunOptions) -> Outcome:
+    """Run one stage or all of them.
 
     Stages that are finished with the same options are not run again. Results of other options are replaced only with
     `overwrite`; a run that exists is gone on with only with `resume`.
@@ -55,10 +57,7 @@ def run(options: RunOptions) -> Path:
         if fresh and all(folder.done(stage) is None for stage in STAGES):
             folder.discard()  # options that were refused at once leave nothing behind
         raise
-    console = Console()
-    _show(console, folder, stages)
-    console.print(f"[bold]{folder.path}[/] holds everything; the page to read is {page}", soft_wrap=True)
-    return folder.path
+    return _outcome(folder, stages, page)
 
 
 def _run_stages(folder: RunFolder, options: RunOptions, stages: Sequence[str]) -> Path:
@@ -175,10 +174,19 @@ def _stem(options: RunOptions) -> str:
     return data if AUTO in options.edit_method else f"{data}-{'-'.join(options.edit_method)}"
 
 
-def _show(console: Console, folder: RunFolder, stages: Sequence[str]) -> None:
-    """What a person at the terminal wants to see of the stages that ran."""
+def _outcome(folder: RunFolder, stages: Sequence[str], page: Path) -> Outcome:
+    """What there is to tell of the stages that ran."""
     effects, rows = folder.results / "effects.safetensors", folder.results / "evaluation_report.csv"
+    figures: dict[str, object] = {}
+    shown: list[RenderableType] = []
     if "locate" in stages and effects.exists():
-        console.print(report.layer_bars(Effects.load(effects)))
+        traced = Effects.load(effects)
+        figures["layers"] = traced.table()
+        shown.append(report.layer_bars(traced))
     if "eval" in stages and rows.exists():
-        console.print(report.evaluation_table(read_csv(rows)))
+        table = read_csv(rows)
+        figures["evaluation"] = [numbers(row) for row in table]
+        shown.append(report.evaluation_table(table))
+    return Outcome(
+        command="run", folder=folder.path, page=page, figures=figures, notes=folder.notes(), shown=shown
+    )

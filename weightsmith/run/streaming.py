@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -11,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
@@ -176,16 +174,31 @@ def stream_rows(batches: Sequence[Batch]) -> list[dict[str, object]]:
     return rows
 
 
+def edit_entries(journal: Journal) -> list[dict[str, object]]:
+    """An entry an edit in force, for programs."""
+    return [
+        {
+            "edit": edit.number,
+            "batch": batch.number,
+            "request": edit.request.name,
+            "asked": edit.request.prompt if isinstance(edit.request, TextRequest) else "image",
+            "wanted": edit.request.target,
+            "holds": edit.success,
+            "replaces": edit.replaces,
+        }
+        for batch, edit in journal.edits()
+    ]
+
+
 def listed(journal: Journal) -> Table:
     """A line an edit in force."""
     table = Table(title=f"{len(journal.edits())} edits in force", box=box.SIMPLE_HEAD)
     for heading in ("edit", "batch", "request", "asked", "wanted", "holds", "replaces"):
         table.add_column(heading, justify="right" if heading in ("edit", "batch", "replaces") else "left")
-    for batch, edit in journal.edits():
-        asked = edit.request.prompt if isinstance(edit.request, TextRequest) else "image"
-        cells = (str(edit.number), str(batch.number), edit.request.name, asked, str(edit.request.target))
-        held, earlier = "yes" if edit.success else "no", "" if edit.replaces is None else str(edit.replaces)
-        table.add_row(*(Text(cell) for cell in cells), held, earlier)
+    for entry in edit_entries(journal):
+        cells = [str(entry[name]) for name in ("edit", "batch", "request", "asked", "wanted")]
+        earlier = "" if entry["replaces"] is None else str(entry["replaces"])
+        table.add_row(*map(Text, cells), "yes" if entry["holds"] else "no", earlier)
     return table
 
 
@@ -219,11 +232,6 @@ def journal_of(run: str) -> Journal:
     """The journal of a run's folder, or of its `edits` folder. Raises `WeightsmithError` where there is none."""
     path = user_path(run)
     return Journal.open(path / "edits" if (path / "edits").is_dir() else path)
-
-
-def print_edit(console: Console, told: dict[str, Any]) -> None:
-    """As JSON, which people and programs read."""
-    console.print(json.dumps(told, indent=2, ensure_ascii=False), soft_wrap=True, highlight=False, markup=False)
 
 
 def _replay(options: EditOptions) -> ReplayOptions:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -74,3 +75,19 @@ def prediction_rows(part: str, reports: dict[str, EditReport], class_names: tupl
             row |= {f"{state}_p_{c}": round(probabilities[state][i][k], 6) for k, c in enumerate(class_names)}
         rows.append(row)
     return rows
+
+
+def numbers(row: Mapping[str, str]) -> dict[str, object]:
+    """The row of a CSV file with its numbers as numbers, and None for empty fields."""
+    return {name: _number(text) for name, text in row.items()}
+
+
+def _number(text: str) -> object:
+    if not text:
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"True": True, "False": False}.get(text, text)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 from weightsmith.data.artificial import tasks
 from weightsmith.errors import WeightsmithError, did_you_mean
@@ -16,6 +15,7 @@ from weightsmith.run.artificial.networks import BASE, FINETUNED, make_base, make
 from weightsmith.run.folder import RunFolder, existing_runs
 from weightsmith.run.job import check_device
 from weightsmith.run.options import ArtificialOptions
+from weightsmith.run.outcome import Outcome
 from weightsmith.run.session import Kin, at_least, distinct, flag, session
 
 STAGES = ("data", "base", "finetune", "sweep")
@@ -29,8 +29,8 @@ _LEFT: dict[str, tuple[str, ...]] = {
 _CHECKPOINTS = {"base": ("base.pt",), "finetune": ("finetuned.pt", "finetuned_head.pt")}
 
 
-def artificial(options: ArtificialOptions) -> Path:
-    """Run one stage or all of them, and return the run's folder.
+def artificial(options: ArtificialOptions) -> Outcome:
+    """Run one stage or all of them.
 
     What is finished with the same options is kept, so a run that was stopped goes on where it was.
 
@@ -46,8 +46,7 @@ def artificial(options: ArtificialOptions) -> Path:
     with session(options, "artificial", _kin(stages), stem) as folder:
         alone = options.pretrained is not None
         found = sweep.swept_pair(options, folder, device) if alone else _run(options, folder, device, stages)
-    sweep.show(folder, found)
-    return folder.path
+    return sweep.outcome(folder, found)
 
 
 def _run(options: ArtificialOptions, folder: RunFolder, device: str, stages: tuple[str, ...]) -> sweep.Swept | None:

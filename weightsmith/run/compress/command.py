@@ -5,10 +5,8 @@ from __future__ import annotations
 import glob
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
+from rich.console import RenderableType
 
 from weightsmith.circuit import Shape
 from weightsmith.errors import WeightsmithError
@@ -24,6 +22,7 @@ from weightsmith.run.evaluation import FIGURE, METRICS, PAGE, TABLE
 from weightsmith.run.folder import existing_runs
 from weightsmith.run.job import check_device
 from weightsmith.run.options import CompressOptions
+from weightsmith.run.outcome import Outcome
 from weightsmith.run.session import Kin, session
 
 _FIXED = (
@@ -34,8 +33,8 @@ _FIXED = (
 _EVALUATION = (FIGURE, METRICS, TABLE, PAGE, *FILES)
 
 
-def compress(options: CompressOptions) -> Path:
-    """Do what `--mode` says, and return the run's folder.
+def compress(options: CompressOptions) -> Outcome:
+    """Do what `--mode` says.
 
     The baseline and every smaller model are kept when they are finished, so a run that was stopped goes on with the first
     that is not there.
@@ -62,15 +61,19 @@ def compress(options: CompressOptions) -> Path:
             if options.study:
                 study(options, folder, base)
         done = evaluated_run(options, folder, base, notes) if options.mode in ("full", "evaluate") else None
-    console = Console()
     rows = model_rows(finished(folder.path, base.model.fingerprint(), []), done)
-    if rows:
-        console.print(compressed_table(rows))
-    if done is not None:
-        done.show(folder, folder.results / PAGE)
-    else:
-        console.print(f"[bold]{escape(str(folder.path))}[/] holds the models", soft_wrap=True)
-    return folder.path
+    models: list[RenderableType] = [compressed_table(rows)] if rows else []
+    if done is None:
+        return Outcome(
+            command="compress",
+            folder=folder.path,
+            figures={"models": rows},
+            notes=notes,
+            shown=models,
+            closing="holds the models",
+        )
+    told = done.outcome(folder, folder.results / PAGE, "compress")
+    return replace(told, figures={"models": rows, **told.figures}, shown=[*models, *told.shown])
 
 
 def _of_existing(options: CompressOptions) -> CompressOptions:
