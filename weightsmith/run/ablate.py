@@ -46,7 +46,7 @@ def ablate(options: AblateOptions) -> Outcome:
     Raises:
         WeightsmithError: bad options or data, in one sentence; a run that exists without `resume` or `overwrite`.
     """
-    _check(options)
+    check_options(options)
     way, kind = _WAYS[type(options)]
     command = f"ablate {way}"
     with session(options, command, KIN, f"{user_path(options.data_path).stem}-ablate-{way}") as folder:
@@ -74,7 +74,7 @@ def ablate(options: AblateOptions) -> Outcome:
     )
 
 
-def _check(options: AblateOptions) -> None:
+def check_options(options: AblateOptions) -> None:
     """Everything that can be known to be wrong before any work is done."""
     if len(options.edit_method) != 1:
         raise WeightsmithError(

@@ -8,7 +8,7 @@ from pathlib import Path
 from weightsmith import report
 from weightsmith.data.images import ImageSet
 from weightsmith.data.sources import open_data
-from weightsmith.data.split import Source, info, manifest
+from weightsmith.data.split import Source, Split, info, manifest
 from weightsmith.delta import weights_hash
 from weightsmith.errors import WeightsmithError
 from weightsmith.evaluate import Classification, classify
@@ -26,7 +26,7 @@ from weightsmith.run.job import (
 )
 from weightsmith.run.options import BaselineOptions
 from weightsmith.run.outcome import Outcome
-from weightsmith.train import fit
+from weightsmith.train import TrainOptions, fit
 
 _log = logging.getLogger(__name__)
 
@@ -42,12 +42,8 @@ def baseline(options: BaselineOptions) -> Outcome:
     Writes `baseline_metrics.csv`, `baseline_training_history.csv`, `training_curve.png`, `data_split.json` and `model/`.
     A data set without official parts is cut: a fifth is the test part and a fifth of the rest the validation part.
     """
-    if options.data_dir is not None and options.data_path is not None:
-        raise WeightsmithError("--data-dir and --data-path both name the data: give one of them")
-    path = options.data_path or str(user_path(options.data_dir or "~/.medmnist") / "pathmnist_224.npz")
     device = check_device(options.device)
-    source = open_data(path, image_size_of(options), user_path(options.cache_dir) if options.cache_dir else None)
-    split = source.split("test" if "test" in source.parts else 0.2, options.seed)
+    source, split, _ = opened(options)
     name = new_name(options, f"baseline-{source.name}")
     folder = RunFolder.named(options, name)
     if name in existing_runs(options.runs_dir) and not (options.resume or options.overwrite):
@@ -80,6 +76,24 @@ def baseline(options: BaselineOptions) -> Outcome:
         shown=[f"{part} accuracy {score.accuracy}, macro F1 {score.macro['f1']}" for part, score in scores.items()],
         closing="holds the model and its metrics",
     )
+
+
+def opened(options: BaselineOptions, *, blank: bool = False) -> tuple[Source, Split, TrainOptions]:
+    """The data, how they are cut, and how a model is trained on them.
+
+    Args:
+        blank: see `open_data`.
+
+    Raises:
+        WeightsmithError: two names for the data, bad data, or hyper-parameters that are none.
+    """
+    if options.data_dir is not None and options.data_path is not None:
+        raise WeightsmithError("--data-dir and --data-path both name the data: give one of them")
+    path = options.data_path or str(user_path(options.data_dir or "~/.medmnist") / "pathmnist_224.npz")
+    cache = user_path(options.cache_dir) if options.cache_dir else None
+    source = open_data(path, image_size_of(options), cache, blank=blank)
+    split = source.split("test" if "test" in source.parts else 0.2, options.seed)
+    return source, split, train_options(options, _DEFAULTS)
 
 
 def _train_and_test(

@@ -49,7 +49,7 @@ def compare(options: CompareOptions) -> Outcome:
     Raises:
         WeightsmithError: bad options or data, in one sentence; a run that exists without `resume` or `overwrite`.
     """
-    _check(options)
+    check_options(options)
     stem = "again" if options.requests is not None else user_path(options.data_path).stem
     with session(options, "compare", KIN, f"{stem}-compare") as folder:
         notes: list[str] = []
@@ -80,7 +80,7 @@ def _failures(cells: Sequence[Cell]) -> list[str]:
     return told + ([f"{len(failed)} cells failed; {ROWS} says why"] if len(failed) > 5 else [])
 
 
-def _check(options: CompareOptions) -> None:
+def check_options(options: CompareOptions) -> None:
     """Everything that can be known to be wrong before any work is done."""
     at_least(options, {"n_views": 1})
     given = {"methods": options.methods, "batch_sizes": options.batch_sizes, "seeds": options.seeds}

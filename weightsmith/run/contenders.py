@@ -154,16 +154,19 @@ def _same_classes(models: Sequence[Contender]) -> None:
 
 
 def held_out_of(
-    options: EvaluateOptions, models: Sequence[Contender], notes: list[str]
+    options: EvaluateOptions, models: Sequence[Contender], notes: list[str], *, blank: bool = False
 ) -> tuple[list[Contender], ImageSet]:
     """(classifiers of the data's classes, the sealed images); what a reader must know is added to the notes.
+
+    Args:
+        blank: see `open_data`.
 
     Raises:
         WeightsmithError: data of other classes, no images, models whose runs hold out different images, or one that has
             learned from what the others hold out.
     """
     cache = user_path(options.cache_dir) if options.cache_dir else None
-    source = open_data(options.data_path, max(one.model.preprocess.size for one in models), cache)
+    source = open_data(options.data_path, max(one.model.preprocess.size for one in models), cache, blank=blank)
     fits: list[Contender] = []
     for one in models:
         if one.model.n_classes == source.n_classes:

@@ -61,7 +61,7 @@ def edit(options: EditOptions) -> Outcome:
     Raises:
         WeightsmithError: bad options or data, in one sentence; a run that exists without `resume` or `overwrite`.
     """
-    _check(options)
+    check_options(options)
     stem = f"{user_path(options.data_path).stem}-{'-'.join(options.edit_method)}"
     with session(options, "edit", KIN, stem) as folder:
         model, world = of_auto(options) if options.model == "auto" else of_name(options.model, options.device)
@@ -154,7 +154,7 @@ def _of_hparams(options: EditOptions, method: str) -> dict[str, Any]:
         raise WeightsmithError(f"--hparams {named} is no file and no model's name: {error}") from error
 
 
-def _check(options: EditOptions) -> None:
+def check_options(options: EditOptions) -> None:
     for method in options.edit_method:
         if method not in editors():
             raise WeightsmithError(f"--edit-method {method} is no editor: {did_you_mean(method, editors())}")

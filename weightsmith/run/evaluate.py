@@ -32,15 +32,15 @@ def evaluate(options: EvaluateOptions) -> Outcome:
     Raises:
         WeightsmithError: bad options, models or data, in one sentence; a run that exists without `resume` or `overwrite`.
     """
-    options = _placed(options)
-    _check(options)
+    options = placed(options)
+    check_options(options)
     with session(options, "evaluate", KIN, f"{user_path(options.data_path).stem}-evaluate") as folder:
         done = evaluated(options, folder, [])
         page = done.write(folder, f"{folder.path.name}: classifiers side by side", asdict(options))
     return done.outcome(folder, page, "evaluate")
 
 
-def _placed(options: EvaluateOptions) -> EvaluateOptions:
+def placed(options: EvaluateOptions) -> EvaluateOptions:
     """`--output-dir` as the folder of the run."""
     if options.output_dir is None:
         return options
@@ -56,7 +56,7 @@ def _placed(options: EvaluateOptions) -> EvaluateOptions:
     return replace(options, runs_dir=str(place.parent), run_name=place.name, output_dir=None)
 
 
-def _check(options: EvaluateOptions) -> None:
+def check_options(options: EvaluateOptions) -> None:
     """Everything that can be known to be wrong before any work is done."""
     at_least(options, {"batch_size": 1, "rounds": LEAST_ROUNDS, "tolerance": 0})
     if options.tolerance != options.tolerance:

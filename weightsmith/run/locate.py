@@ -32,7 +32,7 @@ from weightsmith.run.sweeping import swept
 
 _log = logging.getLogger(__name__)
 
-_COMMANDS: dict[type[LocateOptions], tuple[str, Callable[[Any, Model, RunFolder], Findings]]] = {
+COMMANDS: dict[type[LocateOptions], tuple[str, Callable[[Any, Model, RunFolder], Findings]]] = {
     TraceOptions: ("trace", swept),
     PatchOptions: ("patch", swept),
     AttributionOptions: ("attribution", screen_findings),
@@ -47,9 +47,9 @@ def locate(options: LocateOptions) -> Outcome:
     Raises:
         WeightsmithError: bad options or data, in one sentence; a run that exists without `resume` or `overwrite`.
     """
-    command, find = _COMMANDS[type(options)]
-    _check(options)
-    with session(options, command, _KIN, f"{user_path(options.data_path).stem}-{command}") as folder:
+    command, find = COMMANDS[type(options)]
+    check_options(options)
+    with session(options, command, KIN, f"{user_path(options.data_path).stem}-{command}") as folder:
         model = trained_model(options, folder)
         found = find(options, model, folder)
         page = _write(options, command, model, folder, found)
@@ -70,8 +70,8 @@ _LEAST = {
 }  # fmt: skip
 """The least that an option may be."""
 
-_KIN = Kin(
-    commands=tuple(name for name, _ in _COMMANDS.values()),
+KIN = Kin(
+    commands=tuple(name for name, _ in COMMANDS.values()),
     called="locate",
     another="another way to locate",
     results=("*.safetensors", "*.csv", "figures", "summary.json", "report.html"),
@@ -80,7 +80,7 @@ _KIN = Kin(
 )
 
 
-def _check(options: LocateOptions) -> None:
+def check_options(options: LocateOptions) -> None:
     """Everything that can be known to be wrong before any work is done."""
     at_least(options, _LEAST)
     noise, min_gap = getattr(options, "noise", 1.0), getattr(options, "min_gap", None)

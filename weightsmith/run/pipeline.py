@@ -38,8 +38,21 @@ def run(options: RunOptions) -> Outcome:
     Raises:
         WeightsmithError: bad options or data, in one sentence.
     """
-    _check(options)
-    name = require_run(options) if options.stage not in ("full", "data") else new_name(options, _stem(options))
+    check_options(options)
+    folder, stages = folder_of(options), stages_of(options)
+    fresh = not folder.path.exists()
+    try:
+        page = _run_stages(folder, options, stages)
+    except WeightsmithError:
+        if fresh and all(folder.done(stage) is None for stage in STAGES):
+            folder.discard()  # options that were refused at once leave nothing behind
+        raise
+    return _outcome(folder, stages, page)
+
+
+def folder_of(options: RunOptions) -> RunFolder:
+    """The folder of the run. Raises `WeightsmithError` for one that exists unasked, or that is to be and does not."""
+    name = require_run(options) if options.stage not in ("full", "data") else new_name(options, stem_of(options))
     folder = RunFolder.named(options, name)
     if (
         options.stage == "full"
@@ -49,15 +62,12 @@ def run(options: RunOptions) -> Outcome:
         raise WeightsmithError(
             f"the run {folder.path} exists: give --resume to go on with it, --overwrite to redo it, or another --run-name"
         )
-    stages = list(STAGES) if options.stage == "full" else [options.stage]
-    fresh = not folder.path.exists()
-    try:
-        page = _run_stages(folder, options, stages)
-    except WeightsmithError:
-        if fresh and all(folder.done(stage) is None for stage in STAGES):
-            folder.discard()  # options that were refused at once leave nothing behind
-        raise
-    return _outcome(folder, stages, page)
+    return folder
+
+
+def stages_of(options: RunOptions) -> list[str]:
+    """The stages that are asked for, in their order."""
+    return list(STAGES) if options.stage == "full" else [options.stage]
 
 
 def _run_stages(folder: RunFolder, options: RunOptions, stages: Sequence[str]) -> Path:
@@ -131,7 +141,7 @@ def fingerprint(options: RunOptions, stage: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _check(options: RunOptions) -> None:
+def check_options(options: RunOptions) -> None:
     """Everything that can be known to be wrong before any work is done."""
     if options.stage not in (*STAGES, "full"):
         raise WeightsmithError(f"--stage {options.stage} is no stage: {did_you_mean(options.stage, [*STAGES, 'full'])}")
@@ -169,7 +179,7 @@ def _check(options: RunOptions) -> None:
     check_device(options.device)
 
 
-def _stem(options: RunOptions) -> str:
+def stem_of(options: RunOptions) -> str:
     data = Path(user_path(options.data_path)).stem
     return data if AUTO in options.edit_method else f"{data}-{'-'.join(options.edit_method)}"
 

@@ -112,6 +112,16 @@ def session(options: FolderOptions, command: str, kin: Kin, stem: str) -> Iterat
         raise
 
 
+def would_fill(options: FolderOptions, kin: Kin, stem: str) -> RunFolder:
+    """The run's folder that `session` would fill; nothing is written. Raises as it does."""
+    _check(options)
+    folder = RunFolder.named(options, new_name(options, stem))
+    stored = folder.config_text()
+    if stored is not None:
+        _check_same(options, folder, stored, kin)
+    return folder
+
+
 def at_least(options: FolderOptions, least: dict[str, int]) -> None:
     """Raise `WeightsmithError` naming the flag unless each option, where it is there and given, is at least so much."""
     for name, bound in least.items():

@@ -37,13 +37,13 @@ def artificial(options: ArtificialOptions) -> Outcome:
     Raises:
         WeightsmithError: bad options, data or models, in one sentence; a run that exists without `resume` or `overwrite`.
     """
-    _check(options)
+    check_options(options)
     device = check_device(options.device)
     if options.stage not in ("full", "data") and options.pretrained is None:
-        options = _of_existing(options)
-    stages = _stages(options)
+        options = of_existing(options)
+    stages = stages_of(options)
     stem = "artificial" if options.pretrained is None else f"{user_path(options.data_path or '').stem}-arithmetic"
-    with session(options, "artificial", _kin(stages), stem) as folder:
+    with session(options, "artificial", kin_of(stages), stem) as folder:
         alone = options.pretrained is not None
         found = sweep.swept_pair(options, folder, device) if alone else _run(options, folder, device, stages)
     return sweep.outcome(folder, found)
@@ -61,13 +61,13 @@ def _run(options: ArtificialOptions, folder: RunFolder, device: str, stages: tup
     return sweep.swept_tables(options, folder, (first, second), device) if "sweep" in stages else None
 
 
-def _stages(options: ArtificialOptions) -> tuple[str, ...]:
+def stages_of(options: ArtificialOptions) -> tuple[str, ...]:
     if options.pretrained is not None:
         return ("sweep",)
     return STAGES if options.stage == "full" else (options.stage,)
 
 
-def _kin(stages: tuple[str, ...]) -> Kin:
+def kin_of(stages: tuple[str, ...]) -> Kin:
     """What a call replaces with `--overwrite`: what it makes, and what depends on that."""
     behind = STAGES[STAGES.index(stages[0]) :]
     patterns = tuple(pattern for stage in behind for pattern in _LEFT[stage])
@@ -83,7 +83,7 @@ def _kin(stages: tuple[str, ...]) -> Kin:
     )
 
 
-def _of_existing(options: ArtificialOptions) -> ArtificialOptions:
+def of_existing(options: ArtificialOptions) -> ArtificialOptions:
     """The options of a stage that works on an existing run, which it goes on with unasked."""
     runs = existing_runs(options.runs_dir)
     there = f"runs there are: {', '.join(runs[:8])}" if runs else f"there are none in {options.runs_dir} yet"
@@ -96,7 +96,7 @@ def _of_existing(options: ArtificialOptions) -> ArtificialOptions:
     return replace(options, resume=not options.overwrite)
 
 
-def _check(options: ArtificialOptions) -> None:
+def check_options(options: ArtificialOptions) -> None:
     """Everything that can be known to be wrong before any work is done."""
     tasks(options.preset)
     for name, known in (("operations", OPERATIONS), ("modes", MODES)):

@@ -46,10 +46,10 @@ def compress(options: CompressOptions) -> Outcome:
     check_goals(options)
     device = check_device(options.device)
     if not trains(options):
-        options = _of_existing(options)
+        options = of_existing(options)
     goals, optimizes = goals_of(options), options.mode in ("full", "optimize")
     stem = f"{user_path(options.data_path).stem}-compress"
-    with session(options, "compress", _kin(options, goals), stem) as folder:
+    with session(options, "compress", kin_of(options, goals), stem) as folder:
         notes: list[str] = []
 
         def reachable(shape: Shape) -> list[Goal]:
@@ -76,7 +76,7 @@ def compress(options: CompressOptions) -> Outcome:
     return replace(told, figures={"models": rows, **told.figures}, shown=[*models, *told.shown])
 
 
-def _of_existing(options: CompressOptions) -> CompressOptions:
+def of_existing(options: CompressOptions) -> CompressOptions:
     """The options of a call that works on an existing run, which it goes on with unasked.
 
     Raises:
@@ -101,7 +101,7 @@ def _of_existing(options: CompressOptions) -> CompressOptions:
     return replace(options, resume=not options.overwrite)
 
 
-def _kin(options: CompressOptions, goals: Sequence[Goal]) -> Kin:
+def kin_of(options: CompressOptions, goals: Sequence[Goal]) -> Kin:
     """What a call replaces with `--overwrite`: what it makes, and what depends on that."""
     inside: list[str] = ["cells"]
     checkpoints: list[str] = []
