@@ -65,7 +65,8 @@ class LowRank:
     def __post_init__(self) -> None:
         if self.left.ndim != 2 or self.right.ndim != 2 or self.left.shape[1] != self.right.shape[0]:
             raise WeightsmithError(
-                f"low-rank factors {tuple(self.left.shape)} and {tuple(self.right.shape)} do not multiply"
+                f"low-rank factors {tuple(self.left.shape)} and {tuple(self.right.shape)} do not multiply: give "
+                "left (o, r) and right (r, d)"
             )
         _check_finite(self.left, self.right)
 
@@ -124,12 +125,15 @@ Change = LowRank | Dense
 
 def _check_finite(*tensors: Tensor) -> None:
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
-        raise WeightsmithError("a change of weights holds NaN or infinity: the solve that made it did not succeed")
+        raise WeightsmithError(
+            "a change of weights holds NaN or infinity: the solve that made it did not succeed, give a larger "
+            "ridge, fewer edits, or the model in float32"
+        )
 
 
 def _sum(a: Change, b: Change) -> Change:
     if a.shape != b.shape:
-        raise WeightsmithError(f"changes of shape {a.shape} and {b.shape} cannot be added")
+        raise WeightsmithError(f"changes of shape {a.shape} and {b.shape} cannot be added: give deltas of one model")
     if isinstance(a, LowRank) and isinstance(b, LowRank):
         return LowRank(torch.cat([a.left, b.left], 1), torch.cat([a.right, b.right], 0))
     return Dense(a.dense() + b.dense())
@@ -244,10 +248,13 @@ class Delta:
         parameters = _weights(module)
         for name, change in self.changes.items():
             if name not in parameters:
-                raise WeightsmithError(f"the model has no parameter {name!r} that this delta changes")
+                raise WeightsmithError(
+                    f"the model has no parameter {name!r} that this delta changes: load the model it was made for"
+                )
             if tuple(parameters[name].shape) != change.shape:
                 raise WeightsmithError(
-                    f"the delta changes {name} of shape {change.shape}, the model has {tuple(parameters[name].shape)}"
+                    f"the delta changes {name} of shape {change.shape}, the model has "
+                    f"{tuple(parameters[name].shape)}: load the model it was made for"
                 )
         return {name: parameters[name] for name in self.changes}
 
@@ -331,7 +338,10 @@ class Delta:
                 raise WeightsmithError(f"{name} cannot be part of a LoRA adapter: apply the delta and save the model")
         alone = [layer for layer in biases if layer not in factors]
         if alone:
-            raise WeightsmithError(f"{alone[0]}.bias changes without its weight, which no LoRA adapter can hold")
+            raise WeightsmithError(
+                f"{alone[0]}.bias changes without its weight, which no LoRA adapter can hold: apply the delta "
+                "and save the model"
+            )
         turned = frozenset(name for name in self.changes if name in transposed)
         write_adapter(folder, Adapter(factors, biases, turned, self.base, self.info), base_model, alpha)
 

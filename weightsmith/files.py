@@ -17,7 +17,7 @@ from typing import Any
 
 import platformdirs
 
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import WeightsmithError, near_path
 
 CHUNK = 2 * 2**20
 """Bytes moved at a time when a file is streamed."""
@@ -168,7 +168,9 @@ def any_tensors(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
 
     path = Path(path)
     if not path.is_file():
-        raise WeightsmithError(f"{path} does not exist: check the path, or run the stage that writes it")
+        raise WeightsmithError(
+            f"{path} does not exist: check the path, or run the stage that writes it{near_path(path)}"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("weightsmith", "{}"))

@@ -926,4 +926,4 @@ assert not heavy, heavy
 
 def test_each_way_has_a_page() -> None:
     ways = importlib.import_module("weightsmith.report.locate_page").COMMANDS
-    assert tuple(ways) == COMMANDS == tuple(cli._LOCATE)
+    assert tuple(ways) == COMMANDS == tuple(ways_of("locate"))

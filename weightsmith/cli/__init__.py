@@ -25,13 +25,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
         _write(f"weightsmith {__version__}\n")
         return
-    if given[:1] in (["-h"], ["--help"]) or given[0:1] and given[0] in GROUPS and given[1:2] in (["-h"], ["--help"]):
+    if given[:1] in (["-h"], ["--help"]) or (given[0:1] and given[0] in GROUPS and given[1:2] in (["-h"], ["--help"])):
         _write(general_help() if given[0] not in GROUPS else group_help(given[0]))
         return
-    if given[:1] == ["--completion"] or given[:1] and given[0].startswith("--completion="):
+    if given[:1] == ["--completion"] or (given[:1] and given[0].startswith("--completion=")):
         _complete(given)
         return
-    from weightsmith.cli.parsing import UsageError, parse
+    from weightsmith.cli.parsing import parse
+    from weightsmith.cli.wording import UsageError
     from weightsmith.errors import WeightsmithError
 
     try:

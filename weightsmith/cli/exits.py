@@ -24,4 +24,3 @@ INTERRUPTED = Exit(130, "stopped by Ctrl-C; what was finished is kept")
 
 EXITS = (DONE, REFUSED, FLAGS, INTERRUPTED)
 """Every status that the command gives by itself, from small to large."""
-

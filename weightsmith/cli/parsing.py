@@ -13,6 +13,7 @@ import tyro
 
 from weightsmith.cli.commands import COMMANDS, GROUPS, Command, find, first_words, ways
 from weightsmith.cli.wording import UsageError, usage_error
+from weightsmith.errors import WeightsmithError
 
 SHELLS = ("bash", "zsh", "tcsh", "fish")
 """What `--completion` knows."""
@@ -167,7 +168,13 @@ def _as_asked(stored: Path, base: Any) -> Any:
         again["stage"] = "full"
     if isinstance(base, CompressOptions):
         again |= {"mode": "full", "skip_training": False}
-    return replace(read_yaml(stored, base), **again)
+    try:
+        return replace(read_yaml(stored, base), **again)
+    except WeightsmithError as error:
+        why = str(error).removeprefix(f"--config {stored} ")
+        raise WeightsmithError(
+            f"{stored} is of another version of weightsmith, or was changed (it {why}): give another --run-name, or correct it"
+        ) from error
 
 
 def _fits(stored: Path, base: Any) -> bool:
@@ -190,5 +197,3 @@ def _flag(flags: list[str], name: str) -> str | None:
                 return value
             return flags[place + 1] if place + 1 < len(flags) else None
     return None
-
-

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from weightsmith.data.download import fetch_command
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import WeightsmithError, near_path
 from weightsmith.files import CHUNK, cause_of, disk_is_full, replacing
 from weightsmith.progress import progress
 
@@ -69,8 +69,9 @@ def open_npz(
             shapes[key] = shape
         _check_shapes(path, shapes)
         images = {key: member for key, member in members.items() if key.endswith("_images")}
+        arrays: dict[str, np.ndarray]
         if blank:
-            arrays = {key: np.broadcast_to(np.uint8(0), shapes[key]) for key in images}
+            arrays = {key: np.broadcast_to(np.zeros((), np.uint8), shapes[key]) for key in images}
         elif sum(member.file_size for member in images.values()) > memory_limit:
             arrays = _mapped(path, archive, images, cache_dir / "npz" / _fingerprint(archive))
         else:
@@ -89,7 +90,9 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     if not os.path.exists(path):
         command = fetch_command(path)
         fetch = f"{command} fetches it, or " if command else ""
-        raise WeightsmithError(f"there is no file {path}: {fetch}put your copy there or give its place (--data-path)")
+        raise WeightsmithError(
+            f"there is no file {path}: {fetch}put your copy there or give its place (--data-path){near_path(path)}"
+        )
     if os.path.isdir(path):
         raise WeightsmithError(f"{path} is a folder, not an .npz file: give the path of the file")
     with _damage_named(path):

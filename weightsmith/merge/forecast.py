@@ -58,9 +58,20 @@ def merge_cost(
     sha256: bool = False,
     overwrite: bool = False,
 ) -> MergeCost:
-    """The cost of `weightsmith.merge.merge` with these arguments. Raises as it does, of what shows in the pieces merged here."""
-    given: dict[str, Any] = {"weights": weights, "head": head, "dtype": dtype, "max_shard_size": max_shard_size}
-    with opened(method, base, models, out, **given, sha256=sha256, overwrite=overwrite, notes=()) as (merge, target):
+    """The cost of `weightsmith.merge.merge` with these arguments. Raises as it does, of what shows in the pieces tried."""
+    with opened(
+        method,
+        base,
+        models,
+        out,
+        weights=weights,
+        head=head,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        sha256=sha256,
+        overwrite=overwrite,
+        notes=(),
+    ) as (merge, target):
         files = merge.files()
         every = [tensor for shard in files for tensor in shard.tensors]
         size, numbers = sum(one.nbytes for one in every), sum(int(np.prod(one.shape, dtype=np.int64)) for one in every)

@@ -90,8 +90,19 @@ def merge(
     Raises:
         WeightsmithError: in one sentence: sources that do not fit, NaN, bad options, a folder that exists, a full disk.
     """
-    given = {"weights": weights, "head": head, "dtype": dtype, "max_shard_size": max_shard_size, "sha256": sha256}
-    with opened(method, base, models, out, **given, overwrite=overwrite, notes=notes) as (merge, target):
+    with opened(
+        method,
+        base,
+        models,
+        out,
+        weights=weights,
+        head=head,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        sha256=sha256,
+        overwrite=overwrite,
+        notes=notes,
+    ) as (merge, target):
         return merge.written(target, more or {}, beside)
 
 
@@ -113,7 +124,7 @@ def opened(
     """The merge that `merge` with these arguments does, and where it goes, while its sources are open. Raises as it does."""
     made = create(method) if isinstance(method, str) else method
     if not models:
-        raise WeightsmithError("--models needs at least one model to merge with the base")
+        raise WeightsmithError("--models needs at least one model to merge with the base: give its folder")
     counts = made.default_weights(len(models)) if weights is None else tuple(float(weight) for weight in weights)
     if len(counts) != len(models):
         raise WeightsmithError(f"--weights has {len(counts)} numbers for {len(models)} models: give one a model")

@@ -31,7 +31,7 @@ KIN = Kin(
     worth=("cells/*.json",),
 )
 
-_WAYS: dict[type[AblateOptions], tuple[str, type[Ablation]]] = {
+WAYS: dict[type[AblateOptions], tuple[str, type[Ablation]]] = {
     AblateLoraOptions: ("lora", LoraAblation),
     AblateReplayOptions: ("replay", ReplayAblation),
 }
@@ -47,7 +47,7 @@ def ablate(options: AblateOptions) -> Outcome:
         WeightsmithError: bad options or data, in one sentence; a run that exists without `resume` or `overwrite`.
     """
     check_options(options)
-    way, kind = _WAYS[type(options)]
+    way, kind = WAYS[type(options)]
     command = f"ablate {way}"
     with session(options, command, KIN, f"{user_path(options.data_path).stem}-ablate-{way}") as folder:
         notes: list[str] = []
@@ -87,7 +87,9 @@ def check_options(options: AblateOptions) -> None:
     at_least(options, {"n_views": 1, "max_edits": 1, "batch_size": 1})
     _each(options, {"seeds": (0, "0 1 2")})
     if any(seed >= 2**32 for seed in options.seeds):
-        raise WeightsmithError(f"--seeds must be from 0 to {2**32 - 1}, not {max(options.seeds)}")
+        raise WeightsmithError(
+            f"--seeds must be from 0 to {2**32 - 1}, not {max(options.seeds)}: give small numbers, `0 1 2` say"
+        )
     if isinstance(options, AblateLoraOptions):
         _each(options, {"ranks": (1, "1 4 16"), "fit_steps": (0, "0 5 20")})
         LoRAOptions(alpha=options.lora_alpha)  # says so where it is no alpha
@@ -96,12 +98,13 @@ def check_options(options: AblateOptions) -> None:
         for rate in options.rates:
             if not 0 < rate < math.inf:
                 raise WeightsmithError(
-                    f"--rates must be positive numbers, not {rate:g}: without replay it is measured in any case"
+                    f"--rates must be positive numbers, not {rate:g}: without replay it is measured in any "
+                    "case, give `0.5 2` say"
                 )
         if options.batch_size >= options.max_edits:
             raise WeightsmithError(
                 f"--batch-size {options.batch_size} must be below --max-edits {options.max_edits}: a single batch has "
-                "nothing to replay"
+                "nothing to replay, give fewer a batch"
             )
 
 
@@ -111,7 +114,7 @@ def _each(options: AblateOptions, given: dict[str, tuple[int | None, str]]) -> N
         values = getattr(options, name)
         distinct(name, values, such_as)
         if least is not None and min(values) < least:
-            raise WeightsmithError(f"{flag(name)} must be at least {least}, not {min(values)}")
+            raise WeightsmithError(f"{flag(name)} must be at least {least}, not {min(values)}: give {least} or more")
 
 
 def _summary(ablation: Ablation, trials: Sequence[Trial]) -> list[str]:

@@ -234,10 +234,12 @@ def _by_name(val: ImageSet, plan: Plan) -> dict[str, Request]:
     }
 
 
-def parts_of(options: BenchOptions, model: Model, notes: list[str]) -> tuple[ImageSet, ImageSet, ImageSet]:
-    """(train, validation, sealed held-out part), as the model's run cut them; else cut here."""
+def parts_of(
+    options: BenchOptions, model: Model, notes: list[str], *, blank: bool = False
+) -> tuple[ImageSet, ImageSet, ImageSet]:
+    """(train, validation, sealed held-out part), as the model's run cut them; else cut here. `blank`: see `open_data`."""
     cache = user_path(options.cache_dir) if options.cache_dir else None
-    source = open_data(options.data_path, model.preprocess.size, cache)
+    source = open_data(options.data_path, model.preprocess.size, cache, blank=blank)
     if source.n_classes != model.n_classes:
         raise WeightsmithError(
             f"{model.name} has {model.n_classes} classes and --data-path {options.data_path} {source.n_classes}: give a "

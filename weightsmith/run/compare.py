@@ -93,10 +93,10 @@ def check_options(options: CompareOptions) -> None:
             raise WeightsmithError(f"--methods {method} is no editor: {did_you_mean(method, editors())}")
     for size in options.batch_sizes or ():
         if size < 1:
-            raise WeightsmithError(f"--batch-sizes must be at least 1, not {size}")
+            raise WeightsmithError(f"--batch-sizes must be at least 1, not {size}: give `1 8 32` say")
     for seed in options.seeds or ():
         if not 0 <= seed < 2**32:
-            raise WeightsmithError(f"--seeds must be from 0 to {2**32 - 1}, not {seed}")
+            raise WeightsmithError(f"--seeds must be from 0 to {2**32 - 1}, not {seed}: give `0 1 2` say")
 
 
 @dataclass(eq=False)

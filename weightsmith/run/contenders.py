@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from weightsmith.data.images import ImageSet
 from weightsmith.data.sources import open_data
 from weightsmith.data.split import Source
-from weightsmith.errors import WeightsmithError, did_you_mean
+from weightsmith.errors import WeightsmithError, did_you_mean, near_path
 from weightsmith.files import user_path
 from weightsmith.models import Model, load
 from weightsmith.run.job import check_device
@@ -74,7 +74,9 @@ def _found(folder: str, device: str, notes: list[str]) -> dict[str, Contender]:
     """Place → classifier below a folder, sorted by name."""
     root = user_path(folder)
     if not root.is_dir():
-        raise WeightsmithError(f"--auto-find {folder} is no folder: give one that has trained classifiers below it")
+        raise WeightsmithError(
+            f"--auto-find {folder} is no folder: give one that has trained classifiers below it{near_path(root)}"
+        )
     found: dict[str, Contender] = {}
     for path in sorted(file.parent for file in root.rglob("config.json")):
         if any(part.startswith(".") for part in path.relative_to(root).parts):
@@ -104,7 +106,7 @@ def _baseline(options: EvaluateOptions, known: dict[str, Contender], device: str
     if asked is None:
         if not known:
             raise WeightsmithError(
-                "--model-paths needs one or more trained classifiers, or --auto-find a folder of some"
+                "--model-paths needs one or more trained classifiers, or --auto-find a folder of some: give one"
             )
         return next(iter(known))
     place = _place(asked)

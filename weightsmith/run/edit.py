@@ -62,10 +62,9 @@ def edit(options: EditOptions) -> Outcome:
         WeightsmithError: bad options or data, in one sentence; a run that exists without `resume` or `overwrite`.
     """
     check_options(options)
-    stem = f"{user_path(options.data_path).stem}-{'-'.join(options.edit_method)}"
-    with session(options, "edit", KIN, stem) as folder:
+    with session(options, "edit", KIN, stem_of(options)) as folder:
         model, world = of_auto(options) if options.model == "auto" else of_name(options.model, options.device)
-        _check_reads_text(options, model)
+        check_reads_text(options, model)
         editing = {method: editor_of(options, method, model) for method in options.edit_method}
         drawn = facts_of(options.data_path, world, options.max_edits, options.seed)
         unlike, repeated = without_repeats(drawn)
@@ -102,6 +101,11 @@ def edit(options: EditOptions) -> Outcome:
         shown=[measures_table(rows), *summary],
         closing=f"holds everything; {folder.path}/edited is the edited model",
     )
+
+
+def stem_of(options: EditOptions) -> str:
+    """What a run without a name is called."""
+    return f"{user_path(options.data_path).stem}-{'-'.join(options.edit_method)}"
 
 
 def editor_of(options: EditOptions, method: str, model: Model) -> Editor:
@@ -166,7 +170,7 @@ def check_options(options: EditOptions) -> None:
     check_layer_flags(options.edit_method, edit_layers=options.edit_layers)
 
 
-def _check_reads_text(options: EditOptions, model: Model) -> None:
+def check_reads_text(options: EditOptions, model: Model) -> None:
     if model.family.reads != "text":
         raise WeightsmithError(
             f"--model {options.model} is a {model.family.title}, whose images are corrected with `weightsmith run "

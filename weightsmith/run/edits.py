@@ -10,7 +10,7 @@ from pathlib import Path
 
 from weightsmith.data.facts import read_facts
 from weightsmith.delta import Delta
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import WeightsmithError, near_path
 from weightsmith.evaluate import answer
 from weightsmith.files import remove, user_path
 from weightsmith.run.edit import as_adapters, editor_of, write_results
@@ -91,7 +91,9 @@ def _carried_out(run: str, change: Callable[[Stream], str]) -> tuple[str, int]:
     path = user_path(run)
     stored = path / "config.yaml"
     if not stored.is_file():
-        raise WeightsmithError(f"{path} is no run folder of `weightsmith edit`: give the one that holds config.yaml")
+        raise WeightsmithError(
+            f"{path} is no run folder of `weightsmith edit`: give the one that holds config.yaml{near_path(path)}"
+        )
     options = read_yaml(stored, EditOptions())
     folder = RunFolder.named(replace(options, runs_dir=str(path.parent)), path.name)
     with folder.in_use(), folder.logged():

@@ -64,4 +64,6 @@ def check_options(options: EvaluateOptions) -> None:
     if options.model_paths:
         distinct("model_paths", options.model_paths, "runs/one runs/two")
     elif options.auto_find is None and options.baseline is None:
-        raise WeightsmithError("--model-paths needs one or more trained classifiers, or --auto-find a folder of some")
+        raise WeightsmithError(
+            "--model-paths needs one or more trained classifiers, or --auto-find a folder of some: give one"
+        )

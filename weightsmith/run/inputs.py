@@ -255,6 +255,7 @@ def _other_images(options: PairOptions, model: Model, chosen: Chosen) -> Tensor:
     if len(theirs) != len(mine.part(part)):
         raise WeightsmithError(
             f"--corrupted-from {options.corrupted_from} has {len(theirs)} images in its {part} part and --data-path "
-            f"{len(mine.part(part))}: pairs need image for image the same"
+            f"{len(mine.part(part))}: pairs need image for image the same, give the corrupted counterpart of "
+            "--data-path"
         )
     return theirs.pixels(place)

@@ -85,9 +85,9 @@ def check_options(options: LocateOptions) -> None:
     at_least(options, _LEAST)
     noise, min_gap = getattr(options, "noise", 1.0), getattr(options, "min_gap", None)
     if not 0 < noise < math.inf:
-        raise WeightsmithError(f"--noise must be a positive number, not {noise:g}: 3 is usual")
+        raise WeightsmithError(f"--noise must be a positive number, not {noise:g}: 3 is usual, give that")
     if min_gap is not None and not 0 <= min_gap < math.inf:
-        raise WeightsmithError(f"--min-gap must be a number from 0, not {min_gap:g}")
+        raise WeightsmithError(f"--min-gap must be a number from 0, not {min_gap:g}: give 0 to refuse none")
 
 
 def _write(options: LocateOptions, command: str, model: Model, folder: RunFolder, found: Findings) -> Path:

@@ -165,9 +165,9 @@ def check_options(options: RunOptions) -> None:
     }
     for flag, value in positive.items():
         if value < 1:
-            raise WeightsmithError(f"{flag} must be at least 1, not {value}")
+            raise WeightsmithError(f"{flag} must be at least 1, not {value}: give 1 or more")
     if not 0 <= options.seed < 2**32 - 1:  # what the splits of scikit-learn take
-        raise WeightsmithError(f"--seed must be a number from 0 to {2**32 - 2}, not {options.seed}")
+        raise WeightsmithError(f"--seed must be a number from 0 to {2**32 - 2}, not {options.seed}: give 42 say")
     if options.held_out_from == "train" and not 0 < options.held_out_ratio < 1:
         raise WeightsmithError(
             f"--held-out-ratio must lie between 0 and 1, not {options.held_out_ratio:g}: give 0.2 to hold out a fifth"
@@ -197,6 +197,4 @@ def _outcome(folder: RunFolder, stages: Sequence[str], page: Path) -> Outcome:
         table = read_csv(rows)
         figures["evaluation"] = [numbers(row) for row in table]
         shown.append(report.evaluation_table(table))
-    return Outcome(
-        command="run", folder=folder.path, page=page, figures=figures, notes=folder.notes(), shown=shown
-    )
+    return Outcome(command="run", folder=folder.path, page=page, figures=figures, notes=folder.notes(), shown=shown)

@@ -15,7 +15,7 @@ from rich.text import Text
 
 from weightsmith.delta import Delta
 from weightsmith.edit import Editor, make_editor
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import WeightsmithError, near_path
 from weightsmith.files import user_path, write_csv
 from weightsmith.models import Model
 from weightsmith.request import TextRequest
@@ -63,7 +63,7 @@ def check(options: EditOptions) -> None:
             if getattr(options, name) != getattr(plain, name):
                 raise WeightsmithError(f"--{name.replace('_', '-')} does nothing alone: give --trust-enable with it")
     if options.batch_size < 1:
-        raise WeightsmithError(f"--batch-size must be at least 1, not {options.batch_size}")
+        raise WeightsmithError(f"--batch-size must be at least 1, not {options.batch_size}: give 10 say")
     if len(options.edit_method) > 1:
         raise WeightsmithError("--batch-size makes one journal: give a single --edit-method with it")
     replay_for(make_editor(options.edit_method[0]), _replay(options))
@@ -231,6 +231,8 @@ def shown(journal: Journal, which: str) -> dict[str, Any]:
 def journal_of(run: str) -> Journal:
     """The journal of a run's folder, or of its `edits` folder. Raises `WeightsmithError` where there is none."""
     path = user_path(run)
+    if not path.exists():
+        raise WeightsmithError(f"{path} does not exist: give the run folder of `weightsmith edit`{near_path(path)}")
     return Journal.open(path / "edits" if (path / "edits").is_dir() else path)
 
 

@@ -90,8 +90,9 @@ def of_existing(options: ArtificialOptions) -> ArtificialOptions:
     if options.run_name is None:
         raise WeightsmithError(f"--stage {options.stage} works on an existing run: name it with --run-name ({there})")
     if options.run_name not in runs:
+        meant = did_you_mean(options.run_name, runs) if runs else there
         raise WeightsmithError(
-            f"--run-name {options.run_name} names no run in {options.runs_dir} ({there}): run --stage data first"
+            f"--run-name {options.run_name} names no run in {options.runs_dir}: {meant}; run --stage data first"
         )
     return replace(options, resume=not options.overwrite)
 

@@ -29,7 +29,11 @@ def asked(code: str, seconds: float = PATIENCE) -> Answer:
     """What code writes as JSON on the last line of stdout."""
     try:
         done = subprocess.run(  # noqa: S603  (our own code, by our own interpreter)
-            [sys.executable, "-P", "-W", "ignore", "-c", code], capture_output=True, text=True, check=False, timeout=seconds
+            [sys.executable, "-P", "-W", "ignore", "-c", code],
+            capture_output=True,
+            text=True,
+            check=False,
+            timeout=seconds,
         )
     except subprocess.TimeoutExpired:
         return Answer(error=f"no answer in {seconds:.0f} s")

@@ -37,9 +37,7 @@ def python() -> Check:
     """The interpreter."""
     found = f"Python {platform.python_version()}, {sys.executable}"
     if sys.version_info[:2] < NEEDED_PYTHON:
-        return Check(
-            name="python", state="broken", found=found, remedy="make an environment with Python 3.11 or newer"
-        )
+        return Check(name="python", state="broken", found=found, remedy="make an environment with Python 3.11 or newer")
     return Check(name="python", state="fine", found=found)
 
 
@@ -64,7 +62,9 @@ def needed() -> list[Check]:
             found.append(Check(name=name, state="broken", found=told, remedy=remedy))
         elif _numbers(there) < _numbers(least):
             told = f"{there} is installed and {least} or newer is needed"
-            found.append(Check(name=name, state="broken", found=told, remedy=f'pip install --upgrade "{name}>={least}"'))
+            found.append(
+                Check(name=name, state="broken", found=told, remedy=f'pip install --upgrade "{name}>={least}"')
+            )
         else:
             good.append(f"{name} {there}")
     return found or [Check(name="packages", state="fine", found=", ".join(good))]

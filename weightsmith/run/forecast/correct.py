@@ -39,7 +39,9 @@ def run(options: RunOptions) -> Plan:
     held_out = options.held_out_ratio if options.held_out_from == "train" else options.held_out_from
     split = source.split(held_out, options.seed, options.val_ratio)
     device = check_device(options.device)
-    model = load(options.checkpoint, device=device) if options.checkpoint else _untrained(options, source, device, folder)
+    model = (
+        load(options.checkpoint, device=device) if options.checkpoint else _untrained(options, source, device, folder)
+    )
     pace = pace_of(model, train_options(options, TRAIN_DEFAULTS).batch_size)
     methods = _methods(options, model)
     make = {

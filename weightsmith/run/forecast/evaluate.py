@@ -8,7 +8,6 @@ from weightsmith.files import user_path
 from weightsmith.measure.latency import LEAST_ROUNDS
 from weightsmith.run.contenders import contenders, held_out_of
 from weightsmith.run.evaluate import KIN, check_options, placed
-from weightsmith.run.folder import RunFolder
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
 from weightsmith.run.forecast.parts import figures
 from weightsmith.run.forecast.plan import Plan, Step
@@ -26,12 +25,12 @@ def evaluate(options: EvaluateOptions) -> Plan:
     models, _ = contenders(options, notes)
     models, images = held_out_of(options, models, notes, blank=True)
     paces = {one.name: pace_of(one.model, trains=False) for one in models}
-    steps = [*predicting(paces, len(images), folder), timing(list(paces.values()), options.rounds), figures(6)]
+    steps = [*predicting(paces, len(images)), timing(list(paces.values()), options.rounds), figures(6)]
     weights = sum(pace.weights for pace in paces.values())
     return Plan(command="evaluate", steps=steps, folder=folder.path, weights=weights, notes=[*notes, HOW])
 
 
-def predicting(paces: dict[str, Pace], images: int, folder: RunFolder) -> list[Step]:
+def predicting(paces: dict[str, Pace], images: int) -> list[Step]:
     """A pass of each classifier over the held-out images."""
     return [
         Step(

@@ -63,7 +63,7 @@ def locate(options: LocateOptions) -> Plan:
         if options.select != "all":
             steps.append(passes(pace, "select", f"a pass over {len(part)} images of {options.part}", len(part)))
         notes = [f"Counted with {count} images: fewer are found where the model gets fewer {_kind(options.select)}."]
-    steps += _sweeps(options, model, examples, count, folder, pace)
+    steps += _sweeps(options, model, examples, count, pace)
     steps.append(figures(6 if isinstance(options, DrawnOptions) else 2))
     return _plan(command, folder, steps, pace, notes)
 
@@ -72,9 +72,7 @@ def _plan(command: str, folder: RunFolder, steps: Sequence[Step], pace: Pace, no
     there = len(list(folder.checkpoints.glob("sweep*/**/cases-*.safetensors")))
     if there:
         notes = [*notes, f"{there} finished pieces of sweeps are there; they are not taken off what is counted."]
-    return Plan(
-        command=f"locate {command}", steps=steps, folder=folder.path, weights=pace.weights, notes=[*notes, HOW]
-    )
+    return Plan(command=f"locate {command}", steps=steps, folder=folder.path, weights=pace.weights, notes=[*notes, HOW])
 
 
 def _model(options: LocateOptions, folder: RunFolder) -> tuple[Model, list[Step], Pace]:
@@ -117,9 +115,7 @@ def _kind(select: str) -> str:
     return {"errors": "wrong", "right": "right"}.get(select, "")
 
 
-def _sweeps(
-    options: SweepOptions, model: Model, examples: Cases, count: int, folder: RunFolder, pace: Pace
-) -> list[Step]:
+def _sweeps(options: SweepOptions, model: Model, examples: Cases, count: int, pace: Pace) -> list[Step]:
     places = places_of(options, model, isinstance(examples, PromptCases))
     memory = memory_of(options)
 
@@ -127,9 +123,7 @@ def _sweeps(
         cost = sweep_cost(model, cases, sites, inputs, sever=sever, memory=memory)
         naive = f"; full passes would be {cost.naive:,.0f} block forwards"
         what = f"{len(sites)} places in {inputs} inputs, {cases.samples} noise samples each{naive}"
-        return Step(
-            name=name, what=what, forwards=cost.block_forwards, seconds=cost.seconds, memory=cost.memory
-        )
+        return Step(name=name, what=what, forwards=cost.block_forwards, seconds=cost.seconds, memory=cost.memory)
 
     if isinstance(options, AttributionOptions):
         sites = [*places["layers"], *places["heads"]]
@@ -176,5 +170,3 @@ def _astra(options: PatchAttributionOptions, model: Model, pace: Pace) -> list[S
         passes(pace, "steering", f"{len(options.strengths)} strengths in each layer", tried / model.n_layers),
         figures(1),
     ]
-
-

@@ -57,5 +57,3 @@ def figures(count: int) -> Step:
             _DRAWN.append(time.perf_counter() - started)
     first, each = _DRAWN[0], _DRAWN[-1]
     return Step(name="report", what=f"about {count} figures, tables and a page", seconds=first + each * count)
-
-

@@ -75,8 +75,9 @@ class Plan:
         skipped = f", {there} of them there already" if there else ""
         where = f" into {self.folder}" if self.folder is not None else ""
         told = (
-            f"weightsmith {self.command} would do {len(self.steps)} steps{skipped}{where}: {self.forwards:,.0f} block forwards, "
-            f"about {duration(self.seconds)}, {amount(self.memory)} of memory beside Python's own. Nothing was written."
+            f"weightsmith {self.command} would do {len(self.steps)} steps{skipped}{where}: {self.forwards:,.0f} block "
+            f"forwards, about {duration(self.seconds)}, {amount(self.memory)} of memory beside Python's own. Nothing was "
+            "written."
         )
         total = {"forwards": self.forwards, "seconds": self.seconds, "memory": self.memory, "weights": self.weights}
         return Outcome(
