@@ -23,6 +23,7 @@ import yaml
 
 import weightsmith as ws
 from weightsmith import cli
+from weightsmith.cli.commands import ways as ways_of
 from weightsmith.delta import weights_hash
 from weightsmith.effects import Effects
 from weightsmith.errors import HeldOutError, WeightsmithError

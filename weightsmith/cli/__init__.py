@@ -16,20 +16,23 @@ from weightsmith.cli.helping import general_help, group_help
 
 __all__ = ["main"]
 
+_HELP = ("-h", "--help")
+
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point of the `weightsmith` command; `weightsmith.cli.exits` has the exit status that it ends with."""
     given = list(sys.argv[1:] if arguments is None else arguments)
-    if given in (["--version"], ["-V"]):
+    first, second = (*given, "", "")[:2]
+    if first in _HELP or (first in GROUPS and second in _HELP):
+        _write(group_help(first) if first in GROUPS else general_help())
+        return
+    if first in ("-V", "--version"):
         from weightsmith import __version__
 
         _write(f"weightsmith {__version__}\n")
         return
-    if given[:1] in (["-h"], ["--help"]) or (given[0:1] and given[0] in GROUPS and given[1:2] in (["-h"], ["--help"])):
-        _write(general_help() if given[0] not in GROUPS else group_help(given[0]))
-        return
-    if given[:1] == ["--completion"] or (given[:1] and given[0].startswith("--completion=")):
-        _complete(given)
+    if first.partition("=")[0] == "--completion":
+        _complete(first.partition("=")[2] or second)
         return
     from weightsmith.cli.parsing import parse
     from weightsmith.cli.wording import UsageError
@@ -46,11 +49,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
         raise SystemExit(status)
 
 
-def _complete(given: Sequence[str]) -> None:
+def _complete(shell: str) -> None:
     from weightsmith.cli.parsing import SHELLS, completion
     from weightsmith.errors import did_you_mean
 
-    shell = given[0].partition("=")[2] or (given[1] if len(given) > 1 else "")
     if shell not in SHELLS:
         told = f"--completion {shell} is unknown: {did_you_mean(shell, SHELLS)}"
         if not shell:

@@ -30,7 +30,8 @@ def usage_error(said: str, name: str, kind: type[Any]) -> UsageError:
     Args:
         said: what the parser wrote; name: of the command; kind: the dataclass of its options.
     """
-    lines = [line.strip(" │╭╮╰╯─") for line in said.splitlines()]
+    # The box is drawn with other signs where the terminal knows no others.
+    lines = [re.sub(r"[-─]{5,}|^[|+│╭╰]|[|+│╮╯]$", "", line).strip() for line in said.splitlines()]
     lines = [line for line in lines if line][1:]  # the first is the title of the box
     text, more = " ".join(lines), f"`weightsmith {name} --help` lists them"
     unknown = re.search(r"Unrecognized options: (.+?)(?: Perhaps you meant: | For full helptext|$)", text)
