@@ -197,7 +197,7 @@ def _model_folder(name: str) -> Path | None:
         if (folder / "config.json").is_file():
             return folder
     raise WeightsmithError(
-        f"{name} holds no model: give a folder with config.json and model.safetensors in it, or a run folder with model/"
+        f"{name} holds no model: expected config.json and model.safetensors in it, or model/ of a run folder; give such a one"
     )
 
 

@@ -171,7 +171,8 @@ def _check_same(options: FolderOptions, folder: RunFolder, stored: str, kin: Kin
     mine = yaml.safe_load(to_yaml(options))
     if not isinstance(theirs, dict) or set(theirs) != set(mine):
         raise WeightsmithError(
-            f"{folder.path} holds what {kin.another} measured, or another version of weightsmith: give --overwrite to replace it, or another --run-name"
+            f"{folder.path} holds what {kin.another} measured, or another version of weightsmith: give --overwrite to replace "
+            "it, or another --run-name"
         )
     other = [name for name in mine if name not in (*FREE, *kin.free) and theirs[name] != mine[name]]
     if other:

@@ -17,7 +17,16 @@ from weightsmith.run.doctor.check import Check
 from weightsmith.run.doctor.child import Answer, asked
 from weightsmith.run.options import DoctorOptions
 
-CPU = {"version": "2.9.0", "cuda": None, "hip": None, "threads": 2, "gpu": False, "works": "", "mps": False, "names": []}
+CPU = {
+    "version": "2.9.0",
+    "cuda": None,
+    "hip": None,
+    "threads": 2,
+    "gpu": False,
+    "works": "",
+    "mps": False,
+    "names": [],
+}
 
 
 def test_a_torchvision_of_another_torch_is_found_in_a_child(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

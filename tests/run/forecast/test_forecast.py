@@ -57,10 +57,10 @@ def test_run(dry, tiny, tmp_path: Path) -> None:
     told = dry("run", *tiny(tmp_path), "--edit-method", "alphaedit", "head", "--run-name", "a")
     assert names(told) == ["data", "train", "errors", "locate", "edit, alphaedit", "edit, head", "eval", "report"]
     steps = {step["name"]: step for step in told["figures"]["steps"]}
-    assert steps["data"]["what"] == "train 1006, val 431, held_out 360 images"
+    assert steps["data"]["what"] == "train 1007, val 431, held_out 359 images"
     # Four blocks, six epochs; forward and backward are three passes.
-    assert steps["train"]["forwards"] == 6 * 4 * (3 * 1006 + 431)
-    assert steps["errors"]["forwards"] == 4 * 1006
+    assert steps["train"]["forwards"] == 6 * 4 * (3 * 1007 + 431)
+    assert steps["errors"]["forwards"] == 4 * 1007
     assert told["figures"]["would_fill"] == str(tmp_path / "runs" / "a")
     assert told["figures"]["total"]["memory"] > told["figures"]["total"]["weights"] > 0
 
@@ -119,7 +119,7 @@ def test_evaluate_and_merge(dry, tiny_model, tmp_path: Path) -> None:
         save(tiny_model("vit", seed=len(name), classes=10), tmp_path / name)
     told = dry("evaluate", "--model-paths", tmp_path / "one", tmp_path / "two", "--data-path", "digits")
     assert names(told) == ["predict, one", "predict, two", "timing", "report"]
-    assert told["figures"]["steps"][0]["what"] == "360 held-out images"
+    assert told["figures"]["steps"][0]["what"] == "359 held-out images"
     told = dry("merge", "--base", tmp_path / "one", "--models", tmp_path / "two", "--out", tmp_path / "out")
     assert names(told) == ["merge, task_arithmetic"]
     assert told["figures"]["would_fill"] == str(tmp_path / "out")
@@ -141,7 +141,9 @@ def test_facts_in_a_language_model(dry, talker: Path, weightsmith) -> None:
     told = dry("compare", *model, "--methods", "memit", "rome", "--batch-sizes", 1, 4, "--seeds", 0)
     cells = [f"{method}, {size} edits, seed 0" for method in ("memit", "rome") for size in (1, 4)]
     assert names(told) == ["statistics, memit", "statistics, rome", *cells, "report"]
-    told = dry("ablate", "replay", *model, "--edit-method", "memit", "--max-edits", 4, "--batch-size", 2, "--buffers", 5)
+    told = dry(
+        "ablate", "replay", *model, "--edit-method", "memit", "--max-edits", 4, "--batch-size", 2, "--buffers", 5
+    )
     assert "no replay, seed 0" in names(told)
     assert "rate 2, buffer 5, recent, seed 0" in names(told)
 

@@ -12,9 +12,9 @@ from weightsmith.models import Model
 from weightsmith.run.artificial import sweep
 from weightsmith.run.artificial.command import check_options, kin_of, of_existing, stages_of
 from weightsmith.run.artificial.data import DATA, NAMES, RECORD
-from weightsmith.run.artificial.judges import pair_of
 from weightsmith.run.artificial.networks import BASE, FINETUNED, network
 from weightsmith.run.artificial.networks import RECORD as NETWORK
+from weightsmith.run.artificial.pair import pair_of
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
 from weightsmith.run.forecast.parts import figures, passes, training

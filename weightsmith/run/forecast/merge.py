@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from weightsmith.merge.forecast import merge_cost
 from weightsmith.run.forecast.plan import Plan, Step, amount
-from weightsmith.run.merge import asked
+from weightsmith.run.merge.command import asked
 from weightsmith.run.options import MergeOptions
 
 
@@ -35,4 +35,9 @@ def merge(options: MergeOptions) -> Plan:
         f"The time is from {cost.timed:.0%} of the numbers, merged just now and not written; a disk that writes slower than "
         "this machine computes takes longer. docs/commands.md says how far estimates were from real runs.",
     ]
+    if options.data_path:
+        tried = (
+            f"{len(options.coefficients)} coefficients on the validation images of {len(options.data_path)} data sets"
+        )
+        notes.append(f"The search for the coefficient comes before it and is not counted: {tried}.")
     return Plan(command="merge", steps=[step], folder=cost.target, notes=notes)
