@@ -92,7 +92,7 @@ def of_existing(options: CompressOptions) -> CompressOptions:
     if not (place / "config.json").is_file():
         raise WeightsmithError(
             f"{why} takes the baseline that is there, and --baseline-name {options.baseline_name} names none: {place} has no "
-            "model; train one with --mode train, or give another --run-name or --baseline-name{near_path(place)}"
+            f"model; train one with --mode train, or give another --run-name or --baseline-name{near_path(place)}"
         )
     if options.mode == "evaluate" and not any((folder / OPTIMIZED).glob("[!.]*/config.json")):
         raise WeightsmithError(
