@@ -94,7 +94,12 @@ def _carried_out(run: str, change: Callable[[Stream], str]) -> tuple[str, int]:
         raise WeightsmithError(
             f"{path} is no run folder of `weightsmith edit`: give the one that holds config.yaml{near_path(path)}"
         )
-    options = read_yaml(stored, EditOptions())
+    try:
+        options = read_yaml(stored, EditOptions())
+    except WeightsmithError as error:
+        raise WeightsmithError(
+            f"{stored} is of another version of weightsmith or of another command: give a run of `weightsmith edit` of this one"
+        ) from error
     folder = RunFolder.named(replace(options, runs_dir=str(path.parent)), path.name)
     with folder.in_use(), folder.logged():
         model, world = of_auto(options) if options.model == "auto" else of_name(options.model, options.device)

@@ -9,7 +9,7 @@ from dataclasses import fields, replace
 from rich.console import RenderableType
 
 from weightsmith.circuit import Shape
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import WeightsmithError, near_path
 from weightsmith.files import user_path
 from weightsmith.report.compression import compressed_table
 from weightsmith.run.compress.baseline import MODELS, baseline_of, baseline_place, resolved, trains
