@@ -175,10 +175,13 @@ class Delta:
         parameters = _weights(module)
         for name, change in self.changes.items():
             if name not in parameters:
-                raise WeightsmithError(f"the model has no parameter {name!r} that this delta changes")
+                raise WeightsmithError(
+                    f"the model has no parameter {name!r} that this delta changes: load the model it was made for"
+                )
             if tuple(parameters[name].shape) != change.shape:
                 raise WeightsmithError(
-                    f"the delta changes {name} of shape {change.shape}, the model has {tuple(parameters[name].shape)}"
+                    f"the delta changes {name} of shape {change.shape}, the model has "
+                    f"{tuple(parameters[name].shape)}: load the model it was made for"
                 )
         return {name: parameters[name] for name in self.changes}
 
@@ -262,7 +265,10 @@ class Delta:
                 raise WeightsmithError(f"{name} cannot be part of a LoRA adapter: apply the delta and save the model")
         alone = [layer for layer in biases if layer not in factors]
         if alone:
-            raise WeightsmithError(f"{alone[0]}.bias changes without its weight, which no LoRA adapter can hold")
+            raise WeightsmithError(
+                f"{alone[0]}.bias changes without its weight, which no LoRA adapter can hold: apply the delta "
+                "and save the model"
+            )
         turned = frozenset(name for name in self.changes if name in transposed)
         write_adapter(folder, Adapter(factors, biases, turned, self.base, self.info), base_model, alpha)
 

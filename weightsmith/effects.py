@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.files import atomic_path, read_tensors
 from weightsmith.site import Site
 
@@ -137,7 +137,9 @@ class Effects:
         place = {site: i for i, site in enumerate(self.sites)}
         absent = [str(site) for site in sites if site not in place]
         if absent:
-            raise WeightsmithError(f"the effect of {absent[0]} was not measured")
+            raise WeightsmithError(
+                f"the effect of {absent[0]} was not measured: {did_you_mean(absent[0], map(str, self.sites))}"
+            )
         return replace(self, sites=tuple(sites), values=self.values[:, [place[site] for site in sites]])
 
     def top(self, count: int) -> list[Site]:

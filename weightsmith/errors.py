@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from pathlib import Path
 
 
 class WeightsmithError(Exception):
@@ -22,6 +23,31 @@ class WrongWeightsError(WeightsmithError):
     """A delta or a cache entry was made for other weights."""
 
 
+def closest(name: str, known: Iterable[str]) -> str | None:
+    """The known name that a mistyped one is meant to be, None where none is near."""
+    names = list(known)
+    alike = {one.lower(): one for one in names}
+    found = difflib.get_close_matches(name, names, n=1) or difflib.get_close_matches(name.lower(), list(alike), n=1)
+    return alike.get(found[0], found[0]) if found else None
+
+
+def near_path(path: Path) -> str:
+    """A sentence part that proposes what lies where a file or folder is not, and has nearly its name; "" where none does.
+
+    >>> near_path(Path("no/such/place"))
+    ''
+    """
+    place = path
+    while not place.parent.is_dir() and place != place.parent:
+        place = place.parent
+    try:
+        there = [one.name for one in place.parent.iterdir() if not one.name.startswith(".")]
+    except OSError:
+        return ""
+    found = closest(place.name, there)
+    return f"; did you mean {str(place.parent / found)!r}?" if found and found != place.name else ""
+
+
 def did_you_mean(name: str, known: Iterable[str]) -> str:
     """A sentence part that lists the known names and, where one is close, proposes it.
 
@@ -29,6 +55,6 @@ def did_you_mean(name: str, known: Iterable[str]) -> str:
     "did you mean 'alphaedit'? known: alphaedit, head"
     """
     names = list(known)
-    close = difflib.get_close_matches(name, names, n=1)
+    close = closest(name, names)
     listing = f"known: {', '.join(names)}"
-    return f"did you mean {close[0]!r}? {listing}" if close else listing
+    return f"did you mean {close!r}? {listing}" if close else listing

@@ -11,15 +11,36 @@ import tempfile
 import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
 import platformdirs
 
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import WeightsmithError, near_path
 
 CHUNK = 2 * 2**20
 """Bytes moved at a time when a file is streamed."""
+
+_WRITTEN: ContextVar[list[Path] | None] = ContextVar("written", default=None)
+"""Where the targets of writes are noted, while somebody wants to know."""
+
+
+@contextmanager
+def recorded() -> Iterator[list[Path]]:
+    """Yield a list that files and folders join, in their order, when they are written while the block runs."""
+    written: list[Path] = []
+    token = _WRITTEN.set(written)
+    try:
+        yield written
+    finally:
+        _WRITTEN.reset(token)
+
+
+def _note(target: Path) -> None:
+    written = _WRITTEN.get()
+    if written is not None:
+        written.append(target)
 
 
 def default_cache_dir() -> Path:
@@ -52,6 +73,7 @@ def replacing(target: Path) -> Iterator[Path]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
+    _note(target)
 
 
 def move_into_place(written: Path, target: Path) -> None:
@@ -94,6 +116,7 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
                 os.replace(old, target)
             shutil.rmtree(temporary, ignore_errors=True)
             raise
+        _note(target)
 
 
 def write_text(target: Path | str, text: str) -> None:
@@ -145,7 +168,9 @@ def any_tensors(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
 
     path = Path(path)
     if not path.is_file():
-        raise WeightsmithError(f"{path} does not exist: check the path, or run the stage that writes it")
+        raise WeightsmithError(
+            f"{path} does not exist: check the path, or run the stage that writes it{near_path(path)}"
+        )
     try:
         with safe_open(path, framework="pt") as file:
             header = json.loads((file.metadata() or {}).get("weightsmith", "{}"))

@@ -42,7 +42,9 @@ class ImageRequest:
                 f"not {tuple(self.image.shape)} {self.image.dtype}"
             )
         if self.target < 0:
-            raise WeightsmithError(f"the target class of request {self.name} is {self.target}: classes count from 0")
+            raise WeightsmithError(
+                f"the target class of request {self.name} is {self.target}: classes count from 0, give one from there"
+            )
 
 
 @dataclass(frozen=True)
@@ -165,7 +167,7 @@ def stack_images(requests: Sequence[ImageRequest]) -> Tensor:
         WeightsmithError: no requests, or images of different size.
     """
     if not requests:
-        raise WeightsmithError("there is nothing to correct: the list of requests is empty")
+        raise WeightsmithError("there is nothing to correct: the list of requests is empty, give at least one")
     if len({tuple(request.image.shape) for request in requests}) > 1:
         raise WeightsmithError("the images of the requests differ in size: resize them to one size first")
     return torch.stack([request.image for request in requests])

@@ -77,18 +77,22 @@ class Site:
         if self.head is not None and self.kind not in _WITH_HEADS:
             raise WeightsmithError(f"the site {self.kind} has no heads: {', '.join(_WITH_HEADS)} have")
         if min(self.layer or 0, self.head or 0) < 0:
-            raise WeightsmithError(f"layer and head of the site {self.kind} count from 0 and cannot be negative")
+            raise WeightsmithError(
+                f"layer and head of the site {self.kind} count from 0 and cannot be negative: write {self.kind}[0]"
+            )
         if self.span < 1 or (self.span > 1 and self.layer is None):
             raise WeightsmithError(
                 f"the window of the site {self.kind} must hold at least one block: write {self.kind}[4:7]"
             )
         if isinstance(self.tokens, tuple):
             if not self.tokens or min(self.tokens) < 0:
-                raise WeightsmithError(f"the tokens of the site {self.kind} must be positions from 0, at least one")
+                raise WeightsmithError(
+                    f"the tokens of the site {self.kind} must be positions from 0, at least one: write @0,17"
+                )
             object.__setattr__(self, "tokens", tuple(sorted(set(self.tokens))))
         elif self.tokens is not None and self.tokens not in NAMED_TOKENS:
             raise WeightsmithError(
-                f"there are no tokens named {self.tokens!r}: use positions or one of {', '.join(NAMED_TOKENS)}"
+                f"there are no tokens named {self.tokens!r}: {did_you_mean(str(self.tokens), NAMED_TOKENS)}, or give positions"
             )
 
     @classmethod
@@ -136,7 +140,9 @@ def _parse_tokens(text: str) -> tuple[int, ...]:
         if not all(bound.isdigit() for bound in bounds) or len(bounds) > 2:
             raise WeightsmithError(f"{text!r} names no tokens: write positions and ranges such as 0,17,4:8")
         if any(len(bound) > 7 for bound in bounds):
-            raise WeightsmithError(f"{text!r} names tokens beyond any model's: positions have at most seven digits")
+            raise WeightsmithError(
+                f"{text!r} names tokens beyond any model's: positions have at most seven digits, write smaller ones"
+            )
         first = int(bounds[0])
         positions.extend(range(first, int(bounds[-1])) if len(bounds) == 2 else [first])
     return tuple(positions)

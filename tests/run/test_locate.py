@@ -23,6 +23,7 @@ import yaml
 
 import weightsmith as ws
 from weightsmith import cli
+from weightsmith.cli.commands import ways as ways_of
 from weightsmith.delta import weights_hash
 from weightsmith.effects import Effects
 from weightsmith.errors import HeldOutError, WeightsmithError
@@ -926,4 +927,4 @@ assert not heavy, heavy
 
 def test_each_way_has_a_page() -> None:
     ways = importlib.import_module("weightsmith.report.locate_page").COMMANDS
-    assert tuple(ways) == COMMANDS == tuple(cli._LOCATE)
+    assert tuple(ways) == COMMANDS == tuple(ways_of("locate"))

@@ -323,7 +323,7 @@ def _check(name: str, pixels: Tensor, labels: Tensor, seed: int) -> None:
             "label an image"
         )
     if seed < 0:
-        raise WeightsmithError(f"--seed must be at least 0, not {seed}")
+        raise WeightsmithError(f"--seed must be at least 0, not {seed}: give 0 or more")
 
 
 def _check_positive(name: str, field: str, value: float, example: str) -> None:

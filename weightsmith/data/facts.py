@@ -215,7 +215,9 @@ def _own(record: _Record) -> _Parts:
         parts["prompt"] = parts["prompt"].replace("{}", parts["subject"])
     probes = record.entries.get("neighbours", [])
     if not isinstance(probes, list) or not all(isinstance(probe, dict) for probe in probes):
-        raise WeightsmithError(f'"neighbours" of {record.where} is no list of records with "prompt" and "answer"')
+        raise WeightsmithError(
+            f'"neighbours" of {record.where} is no list of records with "prompt" and "answer": correct it'
+        )
     asked = [_Record(probe, f'"neighbours" of {record.where}') for probe in probes]
     neighbours = tuple(Probe(probe.text("prompt"), probe.text("answer")) for probe in asked)
     return parts | {"paraphrases": record.texts("paraphrases"), "neighbours": neighbours}

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from weightsmith.data.download import fetch_command
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import WeightsmithError, near_path
 from weightsmith.files import CHUNK, cause_of, disk_is_full, replacing
 from weightsmith.progress import progress
 
@@ -41,13 +41,16 @@ def fingerprint(path: Path) -> str:
         return _fingerprint(archive)
 
 
-def open_npz(path: Path, cache_dir: Path, memory_limit: int = 512 * 2**20) -> dict[str, np.ndarray]:
+def open_npz(
+    path: Path, cache_dir: Path, memory_limit: int = 512 * 2**20, *, blank: bool = False
+) -> dict[str, np.ndarray]:
     """The arrays of each part that the file has, checked.
 
     Args:
         path: the file; members other than those of the layout are left alone.
         cache_dir: images of more than `memory_limit` bytes are unpacked to `npz/<fingerprint>/` of this folder, once.
         memory_limit: bytes up to which the images of all parts are read into memory.
+        blank: images of the right shapes that are black, of which nothing is read or unpacked: enough to plan with.
 
     Returns:
         `<part>_images`, (N, height, width) or (N, height, width, channels) uint8 with 1 or 3 channels, in memory or
@@ -66,7 +69,10 @@ def open_npz(path: Path, cache_dir: Path, memory_limit: int = 512 * 2**20) -> di
             shapes[key] = shape
         _check_shapes(path, shapes)
         images = {key: member for key, member in members.items() if key.endswith("_images")}
-        if sum(member.file_size for member in images.values()) > memory_limit:
+        arrays: dict[str, np.ndarray]
+        if blank:
+            arrays = {key: np.broadcast_to(np.zeros((), np.uint8), shapes[key]) for key in images}
+        elif sum(member.file_size for member in images.values()) > memory_limit:
             arrays = _mapped(path, archive, images, cache_dir / "npz" / _fingerprint(archive))
         else:
             arrays = {key: _read(path, archive, member) for key, member in images.items()}
@@ -84,7 +90,9 @@ def _opened(path: Path) -> Iterator[zipfile.ZipFile]:
     if not os.path.exists(path):
         command = fetch_command(path)
         fetch = f"{command} fetches it, or " if command else ""
-        raise WeightsmithError(f"there is no file {path}: {fetch}put your copy there or give its place (--data-path)")
+        raise WeightsmithError(
+            f"there is no file {path}: {fetch}put your copy there or give its place (--data-path){near_path(path)}"
+        )
     if os.path.isdir(path):
         raise WeightsmithError(f"{path} is a folder, not an .npz file: give the path of the file")
     with _damage_named(path):

@@ -17,7 +17,7 @@ from weightsmith.data.npz import PARTS, fingerprint, open_npz
 from weightsmith.data.parquet import holds_parquet, parquet
 from weightsmith.data.split import Source, from_arrays
 from weightsmith.data.tiny_imagenet import inside, is_tiny_imagenet, tiny_imagenet
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import WeightsmithError, closest, near_path
 from weightsmith.files import default_cache_dir, user_path
 
 FORMS = (
@@ -71,6 +71,8 @@ def medmnist(
     path: str | Path = "~/.medmnist/pathmnist_224.npz",
     cache_dir: Path | None = None,
     class_names: Sequence[str] | None = None,
+    *,
+    blank: bool = False,
 ) -> Source:
     """A MedMNIST-layout .npz file, with the parts that it holds.
 
@@ -79,12 +81,13 @@ def medmnist(
         cache_dir: by default `default_cache_dir()`.
         class_names: one name a class; by default those of the published set whose name the file bears
             (pathmnist_224.npz), and "class 0", "class 1"... for a file of any other name.
+        blank: black images, see `open_npz`.
 
     Raises:
         WeightsmithError: a bad file (see `open_npz`), a label out of range, a class that train lacks.
     """
     file = user_path(path)
-    arrays = open_npz(file, cache_dir or default_cache_dir())
+    arrays = open_npz(file, cache_dir or default_cache_dir(), blank=blank)
     labels = {part: arrays[f"{part}_labels"] for part in PARTS if f"{part}_labels" in arrays}
     published = known_file(file)
     known = None if published is None or class_names is not None else published[0]
@@ -125,7 +128,9 @@ def _check_labels(file: Path, labels: dict[str, np.ndarray], names: tuple[str, .
             )
 
 
-def open_data(spec: str, image_size: int | None = None, cache_dir: Path | None = None) -> Source:
+def open_data(
+    spec: str, image_size: int | None = None, cache_dir: Path | None = None, *, blank: bool = False
+) -> Source:
     """The data set that `--data-path` names.
 
     Args:
@@ -134,11 +139,12 @@ def open_data(spec: str, image_size: int | None = None, cache_dir: Path | None =
         image_size: side in pixels that a folder's images are scaled to, by default 224; those of Tiny-ImageNet only where
             theirs is larger. Other sources have their size.
         cache_dir: by default `default_cache_dir()`.
+        blank: black images where others would have to be unpacked, see `open_npz`.
 
     Raises:
         WeightsmithError: any other spec, or a bad file or folder.
     """
-    return _open(spec, image_size, cache_dir, "--data-path")
+    return _open(spec, image_size, cache_dir, "--data-path", blank)
 
 
 def open_part(spec: str, image_size: int | None = None, cache_dir: Path | None = None) -> ImageSet:
@@ -161,12 +167,12 @@ def open_part(spec: str, image_size: int | None = None, cache_dir: Path | None =
 _BUILT_IN: dict[str, Callable[[], Source]] = {"digits": digits, "coloured-digits": coloured_digits}
 
 
-def _open(spec: str, image_size: int | None, cache_dir: Path | None, flag: str) -> Source:
+def _open(spec: str, image_size: int | None, cache_dir: Path | None, flag: str, blank: bool = False) -> Source:
     if spec in _BUILT_IN:
         return _BUILT_IN[spec]()
     path = user_path(spec)
     if spec and path.suffix.lower() == ".npz":
-        return medmnist(path, cache_dir)
+        return medmnist(path, cache_dir, blank=blank)
     if spec and (path.suffix.lower() == ".parquet" or holds_parquet(path)):
         return parquet(path)
     if spec and os.path.isdir(path):
@@ -181,4 +187,6 @@ def _open(spec: str, image_size: int | None, cache_dir: Path | None, flag: str) 
         raise WeightsmithError(f"{flag} {spec} is an archive: unpack it and give the folder that it holds")
     command = fetch_command(user_path(DEFAULT_FOLDER) / f"{spec}.npz")
     hint = f"; {command} fetches that set as a file" if command else ""
-    raise WeightsmithError(f"{flag} {spec!r} is no data set: give {FORMS}{hint}")
+    near = closest(spec, _BUILT_IN)
+    meant = f"; did you mean {near!r}?" if near else near_path(path) if spec else ""
+    raise WeightsmithError(f"{flag} {spec!r} is no data set: give {FORMS}{hint}{meant}")

@@ -41,7 +41,7 @@ def margin_for(model: Model, given: float | None) -> float:
     margin = given if given is not None else MARGIN[model.family.reads]
     if not 0 <= margin < math.inf:
         raise WeightsmithError(
-            f"--margin must be a number from 0, not {margin:g}: by how much the wanted answer should lead"
+            f"--margin must be a number from 0, not {margin:g}: give by how much the wanted answer should lead, 0.3 say"
         )
     return margin
 

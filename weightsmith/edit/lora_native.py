@@ -56,7 +56,7 @@ class LoRAOptions:
 
     def __post_init__(self) -> None:
         if self.rank < 1:
-            raise WeightsmithError(f"--lora-rank must be 1 or more, not {self.rank}")
+            raise WeightsmithError(f"--lora-rank must be 1 or more, not {self.rank}: 16 is usual, give that")
         if self.alpha is not None and not 0 < self.alpha < math.inf:
             raise WeightsmithError(
                 f"--lora-alpha must be a positive number, not {self.alpha:g}: leave it out to take the rank"
@@ -64,7 +64,9 @@ class LoRAOptions:
         if not 0 < self.scale < math.inf:
             raise WeightsmithError(f"--lora-scale must be a positive number, not {self.scale:g}: 1 is the edit itself")
         if self.fit_steps < 0:
-            raise WeightsmithError(f"--lora-fit-steps must be 0 or more, not {self.fit_steps}")
+            raise WeightsmithError(
+                f"--lora-fit-steps must be 0 or more, not {self.fit_steps}: give 0 for the SVD alone"
+            )
         if not self.use_svd and self.fit_steps == 0:
             raise WeightsmithError("an adapter begun without its SVD is zero: give --lora-fit-steps, or --lora-use-svd")
         if not 0 <= self.tolerance < 1:

@@ -79,10 +79,10 @@ def preserved_moments(
         HeldOutError: `preserve` is sealed.
     """
     if not 0 <= patch_weight <= 1:
-        raise WeightsmithError(f"the share of the patch tokens must be from 0 to 1, not {patch_weight:g}")
+        raise WeightsmithError(f"the share of the patch tokens must be from 0 to 1, not {patch_weight:g}: give 0.2 say")
     kind = model.key_of(component)
     if not 0 <= prompt_weight <= 1:
-        raise WeightsmithError(f"the share of the prompts must be from 0 to 1, not {prompt_weight:g}")
+        raise WeightsmithError(f"the share of the prompts must be from 0 to 1, not {prompt_weight:g}: give 0.5 say")
     if isinstance(preserve, ImageSet) != (model.family.reads == "images"):
         wanted = "texts" if model.family.reads == "text" else "images"
         raise WeightsmithError(f"{model.name} reads {wanted}: give {wanted} to preserve")

@@ -50,7 +50,7 @@ def corrections_of(
             model cannot give or read.
     """
     if not requests:
-        raise WeightsmithError("there is nothing to correct: the list of requests is empty")
+        raise WeightsmithError("there is nothing to correct: the list of requests is empty, give at least one")
     if model.family.reads == "text":
         texts = [request for request in requests if isinstance(request, TextRequest)]
         if len(texts) < len(requests):

@@ -125,7 +125,10 @@ def solve(
     gram = k.mT @ mk
     gram = (gram + gram.mT) / 2
     if not bool(torch.isfinite(gram).all()):
-        raise WeightsmithError("Kᵀ M K holds NaN or infinity: the keys are too large, or the metric is not finite")
+        raise WeightsmithError(
+            "Kᵀ M K holds NaN or infinity: the keys are too large, or the metric is not finite; load the model "
+            "in float32, or measure the metric again"
+        )
     pull = gram.diagonal() / mk.norm(dim=0).clamp(min=_TINY)
     aligned = pull / k.norm(dim=0).clamp(min=_TINY)
     alive = aligned > _VANISHED
@@ -190,7 +193,10 @@ def _columns(
         raise WeightsmithError(f"replayed keys (d, P) do not fit keys {tuple(k.shape)}: {tuple(replayed.shape)}")
     k, r = torch.cat([k, replayed.double()], 1), torch.cat([r, r.new_zeros(len(r), replayed.shape[1])], 1)
     if not (bool(torch.isfinite(k).all()) and bool(torch.isfinite(r).all())):
-        raise WeightsmithError("keys or residuals hold NaN or infinity: the model overflows on these requests")
+        raise WeightsmithError(
+            "keys or residuals hold NaN or infinity: the model overflows on these requests, load it in float32 "
+            "or leave them out"
+        )
     parts = []
     for given, count in ((weights, keys.shape[1]), (replay_weights, replayed.shape[1])):
         parts.append(k.new_ones(count) if given is None else given.double())

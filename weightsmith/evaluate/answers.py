@@ -109,7 +109,7 @@ def answer(
         WeightsmithError: no requests, a model that reads no text, an empty prompt, or one too long for the model.
     """
     if not requests:
-        raise WeightsmithError("there is nothing to ask about: the list of requests is empty")
+        raise WeightsmithError("there is nothing to ask about: the list of requests is empty, give at least one")
     questions = tuple(_questions(requests))
     nlls, right_shares = likelihoods(
         model,

@@ -48,7 +48,9 @@ def generate(
     limit = model.n_tokens
     for prompt in prompts:
         if not 0 < len(prompt) <= limit:
-            raise WeightsmithError(f"a prompt has {len(prompt)} tokens: this model goes on from 1 to {limit} of them")
+            raise WeightsmithError(
+                f"a prompt has {len(prompt)} tokens: this model goes on from 1 to {limit} of them, give so many"
+            )
     # The last token is written and never read, so it needs no position.
     steps = [min(count, limit + 1 - len(prompt)) for prompt, count in zip(prompts, counts, strict=True)]
     written: list[tuple[int, ...]] = [()] * len(prompts)

@@ -81,7 +81,7 @@ class AstraOptions:
             raise WeightsmithError(f"--alpha must be a positive number, not {self.alpha:g}: 0.01 is usual")
         for name, value, least in (("top", self.top, 1), ("seed", self.seed, 0), ("batch", self.batch, 1)):
             if value < least:
-                raise WeightsmithError(f"--{name} must be at least {least}, not {value}")
+                raise WeightsmithError(f"--{name} must be at least {least}, not {value}: give {least} or more")
 
 
 @dataclass(frozen=True, eq=False)
@@ -208,7 +208,8 @@ def attribute(
             for index, shown, values in zip(members, keep.numpy(), logits.numpy(), strict=True):
                 if not np.isfinite(values).all():
                     raise WeightsmithError(
-                        f"the logits of {names[index]} are not finite under some mask: the model overflows"
+                        f"the logits of {names[index]} are not finite under some mask: the model overflows, "
+                        "load it in float32"
                     )
                 fits.append(_surrogate(shown, values, options))
             advance(len(members))
@@ -332,12 +333,17 @@ def _positive(weights: np.ndarray, most: int) -> tuple[int, ...]:
 def checked_classes(model: Model, images: Tensor, classes: Tensor, what: str) -> Tensor:
     """The classes as int64 on the CPU. Raises `WeightsmithError` unless there is one that the model has for every image."""
     if len(images) == 0:
-        raise WeightsmithError("there are no images to look at: the model makes no errors on this part")
+        raise WeightsmithError(
+            "there are no images to look at: the model makes no errors on this part, give --select all or "
+            "another --part"
+        )
     if classes.shape != (len(images),) or classes.is_floating_point():
         raise WeightsmithError(
             f"{len(images)} images need as many whole-numbered {what}, not {tuple(classes.shape)} {classes.dtype}"
         )
     classes = classes.detach().cpu().long()
     if int(classes.min()) < 0 or int(classes.max()) >= model.n_classes:
-        raise WeightsmithError(f"the {what} name a class beyond the {model.n_classes} of {model.name}")
+        raise WeightsmithError(
+            f"the {what} name a class beyond the {model.n_classes} of {model.name}: give classes that it has"
+        )
     return classes

@@ -167,9 +167,11 @@ class Prompt:
     def __post_init__(self) -> None:
         first, end = self.subject
         if not self.ids or min(self.ids) < 0:
-            raise WeightsmithError(f"the prompt {self.name} needs token ids from 0, at least one")
+            raise WeightsmithError(f"the prompt {self.name} needs token ids from 0, at least one: correct the record")
         if self.target is not None and self.target < 0:
-            raise WeightsmithError(f"the prompt {self.name} has the target {self.target}: token ids count from 0")
+            raise WeightsmithError(
+                f"the prompt {self.name} has the target {self.target}: token ids count from 0, correct the record"
+            )
         if not 0 <= first < end <= len(self.ids):
             raise WeightsmithError(
                 f"the subject of the prompt {self.name} is given as tokens {first} to {end} of {len(self.ids)}: "

@@ -61,7 +61,9 @@ def tokens(model: Model, kind: str, block: int = 1, count: int | None = None) ->
     if not model.family.has_tokens:
         raise WeightsmithError(f"a {model.family.title} has no tokens: restore whole layers, --tokens all")
     if block < 1:
-        raise WeightsmithError(f"--token-block must be at least 1, not {block}")
+        raise WeightsmithError(
+            f"--token-block must be at least 1, not {block}: 1 restores each token by itself, give that or more"
+        )
     count = model.n_tokens if count is None else count
     special = model.family.special
     stretches: list[tuple[int, ...]] = [(token,) for token in range(min(special, count))]

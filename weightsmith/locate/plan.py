@@ -145,7 +145,9 @@ def _write(model: Model, site: Site, tokens: int, reduce: bool) -> Write:
     else:
         rows = tuple(sorted({(int(token) + tokens) % tokens if token < 0 else int(token) for token in bound.tokens}))
         if rows[-1] >= tokens:
-            raise WeightsmithError(f"the site {site} asks for token {rows[-1]}: there are 0 to {tokens - 1}")
+            raise WeightsmithError(
+                f"the site {site} asks for token {rows[-1]}: there are 0 to {tokens - 1}, name one of them"
+            )
     columns: tuple[int, int] | None = None
     if site.head is not None:
         whole = model.bind(replace(site, head=None)).columns

@@ -76,7 +76,7 @@ def screen(
     if method not in METHODS:
         raise WeightsmithError(f"--method {method} is not known: {did_you_mean(method, METHODS)}")
     if steps < 1:
-        raise WeightsmithError(f"--steps must be at least 1, not {steps}")
+        raise WeightsmithError(f"--steps must be at least 1, not {steps}: give 10 say")
     if not sites:
         raise WeightsmithError("there are no sites to screen: name some with --sites")
     check_metric(metric)
@@ -128,7 +128,7 @@ def screened(
     """
     for flag, value in (("--verify", verify), ("--audit", audit)):
         if value < 1:
-            raise WeightsmithError(f"{flag} must be at least 1, not {value}")
+            raise WeightsmithError(f"{flag} must be at least 1, not {value}: give 20 say")
     guess = screen(model, cases, sites, method=method, metric=metric, steps=steps)
     metrics = [metric, *(name for name in METRICS if name != metric)]
     best = [sites[i] for i in _order(guess.mean())[: min(verify, len(sites))]]

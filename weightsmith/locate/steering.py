@@ -91,7 +91,7 @@ class Steering:
         """
         self.site(layer)
         if not (strength >= 0 and math.isfinite(strength)):
-            raise WeightsmithError(f"--strengths must be numbers from 0, not {strength:g}")
+            raise WeightsmithError(f"--strengths must be numbers from 0, not {strength:g}: give `0.5 1 2` say")
         if hidden.shape[-1] != self.vectors.shape[1]:
             raise WeightsmithError(
                 f"the steering vectors have width {self.vectors.shape[1]} and the model {hidden.shape[-1]}: "
@@ -285,7 +285,7 @@ def _check_tokens(tokens: str) -> None:
 
 def _check_batch(batch: int) -> None:
     if batch < 1:
-        raise WeightsmithError(f"--batch must be at least 1, not {batch}")
+        raise WeightsmithError(f"--batch must be at least 1, not {batch}: give 64 say")
 
 
 def _listed(layers: Sequence[int]) -> str:

@@ -49,7 +49,10 @@ def causal_trace(
         WeightsmithError: no requests, an unknown metric, target or site, or a model without patch tokens.
     """
     if not requests:
-        raise WeightsmithError("there are no misclassified images to trace: the model makes no errors on this part")
+        raise WeightsmithError(
+            "there are no misclassified images to trace: the model makes no errors on this part, give "
+            "--edit-layers or harder data"
+        )
     if metric not in METRICS:
         raise WeightsmithError(f"--trace-metric {metric} is not known: {did_you_mean(metric, METRICS)}")
     if not model.family.has_tokens:

@@ -58,7 +58,7 @@ def predict(model: Model, images: ImageSet, batch_size: int = BATCH, title: str 
         WeightsmithError: the set is empty or its classes are not the model's.
     """
     if len(images) == 0:
-        raise WeightsmithError(f"the {images.part} set holds no images: nothing can be predicted")
+        raise WeightsmithError(f"the {images.part} set holds no images: nothing can be predicted, give another part")
     if images.n_classes != model.n_classes:
         raise WeightsmithError(
             f"{model.name} has {model.n_classes} classes and the data {images.n_classes}: "

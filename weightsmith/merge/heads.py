@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.merge.checkpoint import Checkpoint
 
 
@@ -37,7 +37,9 @@ class HeadPolicy:
         if word != "take" or not number.isdecimal():
             raise WeightsmithError(f"--head {text} is not understood: give merge, base, skip or take:I, take:0 say")
         if int(number) >= models:
-            raise WeightsmithError(f"--head {text} names no model: --models has {models}, counted from 0")
+            raise WeightsmithError(
+                f"--head {text} names no model: --models has {models}, counted from 0; give one of these"
+            )
         return cls("take", int(number))
 
     def __str__(self) -> str:
@@ -60,7 +62,7 @@ def head_names(checkpoint: Checkpoint) -> frozenset[str]:
 
     found = next((family for family in families().values() if kind in family.model_types), None)
     if found is None:
-        known = ", ".join(kind for family in families().values() for kind in family.model_types)
+        known = did_you_mean(str(kind), [kind for family in families().values() for kind in family.model_types])
         raise WeightsmithError(
             f"--head needs a family table for the model type {kind} of {checkpoint.name}, and there are {known}: give --head "
             "merge, or add a table to weightsmith/models/families"

@@ -110,7 +110,10 @@ class _Reading:
         """The models and the parameters of each; the base among them is left out, as its change is 0."""
         listed = self.entries.get("models")
         if not isinstance(listed, list) or not listed:
-            raise WeightsmithError(f"{self.where} has no list of models: slices and modules are not supported")
+            raise WeightsmithError(
+                f"{self.where} has no list of models: slices and modules are not supported, write `models:` "
+                "with an entry each"
+            )
         names, own = [], []
         for entry in listed:
             if not isinstance(entry, dict) or not isinstance(entry.get("model"), str):
@@ -121,13 +124,13 @@ class _Reading:
             names.append(entry["model"])
             own.append(self._parameters(entry.get("parameters"), _OF_MODEL, f"models: {entry['model']}: parameters"))
         if not names:
-            raise WeightsmithError(f"{self.where} lists no model beside the base")
+            raise WeightsmithError(f"{self.where} lists no model beside the base: add the fine-tuned ones")
         return names, own
 
     def _weights(self, method: str, shared: dict[str, Any], own: list[dict[str, Any]]) -> dict[str, Any]:
         if method == "slerp":
             if shared.get("t") is None:
-                raise WeightsmithError(f"{self.where} has no parameters: t, which slerp needs")
+                raise WeightsmithError(f"{self.where} has no parameters: t, which slerp needs: add one, 0.5 say")
             return {"weights": (shared["t"],) * len(own)}
         weights = [entry.get("weight", shared.get("weight")) for entry in own]
         if method == "model_stock" or all(weight is None for weight in weights):

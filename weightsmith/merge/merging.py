@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -26,7 +26,7 @@ from weightsmith.merge.methods.registry import FLAGS, Blend
 from weightsmith.merge.pieces import PIECE, is_finite
 from weightsmith.merge.readback import check_written, provenance, room_for
 from weightsmith.merge.storage.dtypes import BY_TORCH_NAME, Array, Kind
-from weightsmith.merge.storage.writer import Tensor, shard_size, shards, write_header, write_index, write_shard
+from weightsmith.merge.storage.writer import Shard, Tensor, shard_size, shards, write_header, write_index, write_shard
 
 _log = logging.getLogger(__name__)
 
@@ -90,9 +90,41 @@ def merge(
     Raises:
         WeightsmithError: in one sentence: sources that do not fit, NaN, bad options, a folder that exists, a full disk.
     """
+    with opened(
+        method,
+        base,
+        models,
+        out,
+        weights=weights,
+        head=head,
+        dtype=dtype,
+        max_shard_size=max_shard_size,
+        sha256=sha256,
+        overwrite=overwrite,
+        notes=notes,
+    ) as (merge, target):
+        return merge.written(target, more or {}, beside)
+
+
+@contextmanager
+def opened(
+    method: str | Method,
+    base: Any,
+    models: Sequence[Any],
+    out: str | Path,
+    *,
+    weights: Sequence[float] | None,
+    head: str,
+    dtype: str | None,
+    max_shard_size: str | None,
+    sha256: bool,
+    overwrite: bool,
+    notes: Sequence[str],
+) -> Iterator[tuple[Merge, Path]]:
+    """The merge that `merge` with these arguments does, and where it goes, while its sources are open. Raises as it does."""
     made = create(method) if isinstance(method, str) else method
     if not models:
-        raise WeightsmithError("--models needs at least one model to merge with the base")
+        raise WeightsmithError("--models needs at least one model to merge with the base: give its folder")
     counts = made.default_weights(len(models)) if weights is None else tuple(float(weight) for weight in weights)
     if len(counts) != len(models):
         raise WeightsmithError(f"--weights has {len(counts)} numbers for {len(models)} models: give one a model")
@@ -108,10 +140,10 @@ def merge(
         check_base_apart(first, others, made.of_base, made.name)
         plan = planned(first, others, counts, policy)
         plan = replace(plan, notes=(*notes, *plan.notes))
-        return _Merge(made, plan, policy, kind, limit, sha256).written(target, more or {}, beside)
+        yield Merge(made, plan, policy, kind, limit, sha256), target
 
 
-class _Merge:
+class Merge:
     """One merge: what is known before it, and what is found while its pieces go by."""
 
     def __init__(
@@ -129,7 +161,7 @@ class _Merge:
         self, target: Path, more: Mapping[str, Any], beside: Callable[[Path, Mapping[str, Any]], None] | None
     ) -> Merged:
         """Write the folder, atomically."""
-        files = shards([self._tensor(name) for name in self.plan.names], self.limit)
+        files = self.files()
         room = room_for(self._known())
         size = sum(tensor.nbytes for shard in files for tensor in shard.tensors)
         with atomic_folder(target) as folder:
@@ -137,7 +169,7 @@ class _Merge:
             blender = self.method.blender(self.sources)
             digests: dict[str, str] = {}
             for shard in files:
-                digests |= write_shard(folder, shard, room, self._pieces(shard.tensors, blender))
+                digests |= write_shard(folder, shard, room, self.pieces(shard.tensors, blender))
             prints = [one.fingerprint(seen) for one, seen in zip(self.every, self.digests, strict=True)]
             for shard in files:
                 write_header(folder, shard, provenance(self._known(), prints))
@@ -154,6 +186,10 @@ class _Merge:
             _log.warning("%s", note)
         return Merged(target, report)
 
+    def files(self) -> list[Shard]:
+        """The files that are written, and what goes into each."""
+        return shards([self._tensor(name) for name in self.plan.names], self.limit)
+
     def _tensor(self, name: str) -> Tensor:
         source, place = self.plan.copied.get(name, (0, name))
         kind = self.every[source].kind(place)
@@ -161,7 +197,7 @@ class _Merge:
             kind = self.kind
         return Tensor(name, kind, self.every[source].shape(place))
 
-    def _pieces(self, tensors: Sequence[Tensor], blender: Callable[[str], Blend]) -> Iterator[tuple[str, Array]]:
+    def pieces(self, tensors: Sequence[Tensor], blender: Callable[[str], Blend]) -> Iterator[tuple[str, Array]]:
         """The pieces of the merged tensors, in their order."""
         for tensor in tensors:
             if tensor.name in self.plan.copied:

@@ -183,11 +183,13 @@ class Family:
             raise WeightsmithError(f"the family table {name!r} is incomplete or has a wrong entry: {error}") from error
         unknown = [kind for kind in (*sites, *linear) if kind not in KINDS]
         if unknown:
-            raise WeightsmithError(f"the family table {name!r} names the unknown site {unknown[0]!r}")
+            raise WeightsmithError(
+                f"the family table {name!r} names the unknown site {unknown[0]!r}: {did_you_mean(unknown[0], KINDS)}"
+            )
         sides = [place.side for place in sites.values() if place.side not in ("in", "out")]
         if sides or family.pool not in (None, "cls", "last"):
             wrong = f"side {sides[0]!r}, not in or out" if sides else f"pool {family.pool!r}, not cls or last"
-            raise WeightsmithError(f"the family table {name!r} has the {wrong}")
+            raise WeightsmithError(f"the family table {name!r} has the {wrong}: correct it")
         return family
 
     def head_paths(self, layers: int, head_layers: int = 1) -> tuple[str, ...]:

@@ -86,7 +86,10 @@ def _keeping(
 def _check_reached(bounds: Iterable[BoundSite], kept: Mapping[Site, Tensor]) -> None:
     missing = [str(bound.site) for bound in bounds if bound.site not in kept]
     if missing:
-        raise WeightsmithError(f"the forward pass never reached {missing[0]}: the family table does not fit this model")
+        raise WeightsmithError(
+            f"the forward pass never reached {missing[0]}: the family table does not fit this model, correct "
+            "its module paths"
+        )
 
 
 @contextmanager

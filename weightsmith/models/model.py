@@ -77,7 +77,8 @@ class BoundSite:
         assert self.tokens is not None
         if int(self.tokens.max()) >= activation.shape[1]:
             raise WeightsmithError(
-                f"the site {self.site} asks for token {int(self.tokens.max())}: there are 0 to {activation.shape[1] - 1}"
+                f"the site {self.site} asks for token {int(self.tokens.max())}: there are 0 to "
+                f"{activation.shape[1] - 1}, name one of them"
             )
         return self.tokens.to(activation.device)
 
@@ -189,7 +190,8 @@ class Model:
             raise WeightsmithError(f"{site} is a window of {site.span} blocks, not one site: take each of its blocks")
         if site.layer is not None and site.layer >= self.n_layers:
             raise WeightsmithError(
-                f"the site {site} asks for layer {site.layer}: {self.name} has layers 0 to {self.n_layers - 1}"
+                f"the site {site} asks for layer {site.layer}: {self.name} has layers 0 to {self.n_layers - 1}, "
+                "name one of them"
             )
         if site.layer is not None:
             self._check_there(site.kind, site.layer)
@@ -202,7 +204,8 @@ class Model:
             heads = self.n_heads(site.layer, site.kind)
             if site.head >= heads:
                 raise WeightsmithError(
-                    f"the site {site} asks for head {site.head}: that layer has heads 0 to {heads - 1}"
+                    f"the site {site} asks for head {site.head}: that layer has heads 0 to {heads - 1}, name "
+                    "one of them"
                 )
             width = self._head_width(site.layer)
             start = (columns.start if columns is not None else 0) + site.head * width
@@ -275,7 +278,8 @@ class Model:
         finally:
             handle.remove()
         raise WeightsmithError(
-            f"the forward pass never reached {self._block(0)}: the family table does not fit this model"
+            f"the forward pass never reached {self._block(0)}: the family table does not fit this model, "
+            "correct its module paths"
         )
 
     def run_from(self, layer: int, hidden: Tensor) -> Tensor:
@@ -367,7 +371,8 @@ class Model:
             raise WeightsmithError(f"the site {site} names tokens where there are none: write {site.at(None)}")
         if site.tokens in SUBJECT_TOKENS:
             raise WeightsmithError(
-                f"the site {site} names tokens of a subject: only a sweep over prompts knows where they are"
+                f"the site {site} names tokens of a subject: only a sweep over prompts knows where they are, "
+                "name positions here"
             )
         if site.tokens in ("cls", "patches") and self.family.cls is None:
             raise WeightsmithError(
@@ -382,7 +387,9 @@ class Model:
             return torch.arange(self.family.special, count)
         assert isinstance(site.tokens, tuple)
         if site.tokens[-1] >= count:
-            raise WeightsmithError(f"the site {site} asks for token {site.tokens[-1]}: there are 0 to {count - 1}")
+            raise WeightsmithError(
+                f"the site {site} asks for token {site.tokens[-1]}: there are 0 to {count - 1}, name one of them"
+            )
         return torch.tensor(site.tokens)
 
     @property

@@ -39,7 +39,8 @@ class Preprocess:
         """
         if pixels.dtype != torch.uint8 or pixels.ndim != 4 or pixels.shape[1] not in (1, 3):
             raise WeightsmithError(
-                f"images must be (n, 1 or 3, height, width) uint8, not {tuple(pixels.shape)} {pixels.dtype}"
+                f"images must be (n, 1 or 3, height, width) uint8, not {tuple(pixels.shape)} {pixels.dtype}: "
+                "convert them"
             )
         images = pixels.to(device).float()
         if images.shape[1] != self.channels:

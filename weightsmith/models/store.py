@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from weightsmith.errors import WeightsmithError, did_you_mean
+from weightsmith.errors import WeightsmithError, did_you_mean, near_path
 from weightsmith.files import atomic_folder, cause_of
 from weightsmith.models.family import Family, families, family_of
 from weightsmith.models.model import Model
@@ -219,7 +219,7 @@ def _model_folder(name: str) -> Path | None:
         if (folder / "config.json").is_file():
             return folder
     raise WeightsmithError(
-        f"{name} holds no model: expected config.json and model.safetensors in it, or a run folder with model/"
+        f"{name} holds no model: expected config.json and model.safetensors in it, or model/ of a run folder; give such a one"
     )
 
 
@@ -237,7 +237,7 @@ def _pretrained(name: str) -> nn.Module:
         return pretrained(name.removeprefix(PREFIX))
     if not Path(name).is_dir() and not _looks_like_hub_name(name):
         raise WeightsmithError(
-            f"{name} does not exist: give a Hugging Face folder, a run folder, a hub name or timm:NAME"
+            f"{name} does not exist: give a Hugging Face folder, a run folder, a hub name or timm:NAME{near_path(Path(name))}"
         )
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
@@ -265,7 +265,8 @@ def _pretrained(name: str) -> nn.Module:
             else f"hold {len(left_over)} tensors that its config does not ask for ({left_over[0]} first)"
         )
         raise WeightsmithError(
-            f"the weights in {name} {what}: they belong to another architecture, depth or class count"
+            f"the weights in {name} {what}: they belong to another architecture, depth or class count, save or "
+            "fetch weights and config anew"
         )
     return module  # type: ignore[no-any-return]
 
@@ -325,7 +326,9 @@ def _config_file(path: Path) -> dict[str, Any]:
     except (OSError, ValueError) as error:
         raise WeightsmithError(f"--model {path} is no JSON file of config entries: {error}") from error
     if not isinstance(entries, dict):
-        raise WeightsmithError(f"--model {path} must hold one JSON object of config entries")
+        raise WeightsmithError(
+            f'--model {path} must hold one JSON object of config entries: write it like {{"model_type": "vit"}}'
+        )
     return entries
 
 

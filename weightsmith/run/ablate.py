@@ -4,10 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from pathlib import Path
-
-from rich.console import Console
-from rich.markup import escape
 
 from weightsmith import report
 from weightsmith.edit import editors
@@ -21,6 +17,7 @@ from weightsmith.run.benches import ImageBench
 from weightsmith.run.benching import batch_of
 from weightsmith.run.draws import PLAN, REQUESTS
 from weightsmith.run.options import AblateLoraOptions, AblateOptions, AblateReplayOptions
+from weightsmith.run.outcome import Outcome
 from weightsmith.run.planned import planned
 from weightsmith.run.session import Kin, at_least, distinct, flag, session
 from weightsmith.run.trials import Trial, run_trials, titled
@@ -34,14 +31,14 @@ KIN = Kin(
     worth=("cells/*.json",),
 )
 
-_WAYS: dict[type[AblateOptions], tuple[str, type[Ablation]]] = {
+WAYS: dict[type[AblateOptions], tuple[str, type[Ablation]]] = {
     AblateLoraOptions: ("lora", LoraAblation),
     AblateReplayOptions: ("replay", ReplayAblation),
 }
 
 
-def ablate(options: AblateOptions) -> Path:
-    """Measure every setting on every draw of requests, and return the run's folder.
+def ablate(options: AblateOptions) -> Outcome:
+    """Measure every setting on every draw of requests.
 
     Each trial is kept when it is measured, so an ablation that was stopped goes on where it was; one that cannot be
     measured says why, and the others are measured all the same.
@@ -49,8 +46,8 @@ def ablate(options: AblateOptions) -> Path:
     Raises:
         WeightsmithError: bad options or data, in one sentence; a run that exists without `resume` or `overwrite`.
     """
-    _check(options)
-    way, kind = _WAYS[type(options)]
+    check_options(options)
+    way, kind = WAYS[type(options)]
     command = f"ablate {way}"
     with session(options, command, KIN, f"{user_path(options.data_path).stem}-ablate-{way}") as folder:
         notes: list[str] = []
@@ -65,16 +62,19 @@ def ablate(options: AblateOptions) -> Path:
             report.save(figure, folder.figures / f"{name}.png")
         summary = [*_summary(ablation, trials), *found.summary]
         write_json(folder.results / "summary.json", {"command": command, "summary": summary, "notes": notes})
-    console = Console()
-    console.print(found.shown)
-    for sentence in (*summary, *notes):
-        console.print(sentence, soft_wrap=True, highlight=False, markup=False)
-    _tell_failures(console, trials, next(iter(found.tables)))
-    console.print(f"[bold]{escape(str(folder.path))}[/] holds everything", soft_wrap=True)
-    return folder.path
+    first = next(iter(found.tables))
+    failures = _failures(trials, first)
+    return Outcome(
+        command=command,
+        folder=folder.path,
+        figures={"settings": found.tables[first]},
+        summary=summary,
+        notes=[*notes, *failures],
+        shown=[found.shown, *summary, *notes, *failures],
+    )
 
 
-def _check(options: AblateOptions) -> None:
+def check_options(options: AblateOptions) -> None:
     """Everything that can be known to be wrong before any work is done."""
     if len(options.edit_method) != 1:
         raise WeightsmithError(
@@ -87,7 +87,9 @@ def _check(options: AblateOptions) -> None:
     at_least(options, {"n_views": 1, "max_edits": 1, "batch_size": 1})
     _each(options, {"seeds": (0, "0 1 2")})
     if any(seed >= 2**32 for seed in options.seeds):
-        raise WeightsmithError(f"--seeds must be from 0 to {2**32 - 1}, not {max(options.seeds)}")
+        raise WeightsmithError(
+            f"--seeds must be from 0 to {2**32 - 1}, not {max(options.seeds)}: give small numbers, `0 1 2` say"
+        )
     if isinstance(options, AblateLoraOptions):
         _each(options, {"ranks": (1, "1 4 16"), "fit_steps": (0, "0 5 20")})
         LoRAOptions(alpha=options.lora_alpha)  # says so where it is no alpha
@@ -96,12 +98,13 @@ def _check(options: AblateOptions) -> None:
         for rate in options.rates:
             if not 0 < rate < math.inf:
                 raise WeightsmithError(
-                    f"--rates must be positive numbers, not {rate:g}: without replay it is measured in any case"
+                    f"--rates must be positive numbers, not {rate:g}: without replay it is measured in any "
+                    "case, give `0.5 2` say"
                 )
         if options.batch_size >= options.max_edits:
             raise WeightsmithError(
                 f"--batch-size {options.batch_size} must be below --max-edits {options.max_edits}: a single batch has "
-                "nothing to replay"
+                "nothing to replay, give fewer a batch"
             )
 
 
@@ -111,7 +114,7 @@ def _each(options: AblateOptions, given: dict[str, tuple[int | None, str]]) -> N
         values = getattr(options, name)
         distinct(name, values, such_as)
         if least is not None and min(values) < least:
-            raise WeightsmithError(f"{flag(name)} must be at least {least}, not {min(values)}")
+            raise WeightsmithError(f"{flag(name)} must be at least {least}, not {min(values)}: give {least} or more")
 
 
 def _summary(ablation: Ablation, trials: Sequence[Trial]) -> list[str]:
@@ -136,9 +139,8 @@ def _summary(ablation: Ablation, trials: Sequence[Trial]) -> list[str]:
     return told + ([f"{failed} of {len(trials)} trials failed."] if failed else [])
 
 
-def _tell_failures(console: Console, trials: Sequence[Trial], table: str) -> None:
+def _failures(trials: Sequence[Trial], table: str) -> list[str]:
+    """Why trials failed, the first five of them."""
     failed = [trial for trial in trials if trial.error]
-    for trial in failed[:5]:
-        console.print(f"{titled(trial.setting)} failed: {trial.error}", markup=False, soft_wrap=True)
-    if len(failed) > 5:
-        console.print(f"{len(failed)} trials failed; {table} says why", markup=False)
+    told = [f"{titled(trial.setting)} failed: {trial.error}" for trial in failed[:5]]
+    return told + ([f"{len(failed)} trials failed; {table} says why"] if len(failed) > 5 else [])

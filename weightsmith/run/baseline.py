@@ -5,12 +5,10 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
-from rich.console import Console
-
 from weightsmith import report
 from weightsmith.data.images import ImageSet
 from weightsmith.data.sources import open_data
-from weightsmith.data.split import Source, info, manifest
+from weightsmith.data.split import Source, Split, info, manifest
 from weightsmith.delta import weights_hash
 from weightsmith.errors import WeightsmithError
 from weightsmith.evaluate import Classification, classify
@@ -28,8 +26,9 @@ from weightsmith.run.job import (
     train_options,
 )
 from weightsmith.run.options import BaselineOptions
+from weightsmith.run.outcome import Outcome
 from weightsmith.run.tracking import check_tracking, tracking
-from weightsmith.train import fit
+from weightsmith.train import TrainOptions, fit
 
 _log = logging.getLogger(__name__)
 
@@ -39,19 +38,15 @@ SUSPICIOUS = 0.98
 """Accuracy beyond which a leak between the parts, or too easy a task, is more likely than a good model."""
 
 
-def baseline(options: BaselineOptions) -> Path:
-    """Train on train, select on val, report on test; returns the run's folder.
+def baseline(options: BaselineOptions) -> Outcome:
+    """Train on train, select on val, report on test.
 
     Writes `baseline_metrics.csv`, `baseline_training_history.csv`, `training_curve.png`, `data_split.json` and `model/`.
     A data set without official parts is cut: a fifth is the test part and a fifth of the rest the validation part.
     """
-    if options.data_dir is not None and options.data_path is not None:
-        raise WeightsmithError("--data-dir and --data-path both name the data: give one of them")
-    path = options.data_path or str(user_path(options.data_dir or "~/.medmnist") / "pathmnist_224.npz")
     device = check_device(options.device)
     check_tracking(options)
-    source = open_data(path, image_size_of(options), user_path(options.cache_dir) if options.cache_dir else None)
-    split = source.split("test" if "test" in source.parts else 0.2, options.seed)
+    source, split, _ = opened(options)
     name = new_name(options, f"baseline-{source.name}")
     folder = RunFolder.named(options, name)
     if name in existing_runs(options.runs_dir) and not (options.resume or options.overwrite):
@@ -68,18 +63,40 @@ def baseline(options: BaselineOptions) -> Path:
         with folder.set_aside(redone if options.overwrite else []), tracking(options, folder):
             scores = _train_and_test(options, source, parts, folder, device)
         folder.log_event("baseline", "done")
-        for part, score in scores.items():
-            if score.accuracy.value > SUSPICIOUS:
-                _log.warning(
-                    "%s accuracy is %.1f%%: look for images shared between the parts, or an easier task than meant",
-                    part,
-                    100 * score.accuracy.value,
-                )
-    console = Console()
-    for part, score in scores.items():
-        console.print(f"{part} accuracy {score.accuracy}, macro F1 {score.macro['f1']}")
-    console.print(f"[bold]{folder.path}[/] holds the model and its metrics", soft_wrap=True)
-    return folder.path
+        notes = [
+            f"{part} accuracy is {100 * score.accuracy.value:.1f}%: look for images shared between the parts, or an easier "
+            "task than meant"
+            for part, score in scores.items()
+            if score.accuracy.value > SUSPICIOUS
+        ]
+        for note in notes:
+            _log.warning("%s", note)
+    return Outcome(
+        command="baseline",
+        folder=folder.path,
+        figures={"metrics": [row for part, score in scores.items() for row in _rows(part, score)]},
+        notes=notes,
+        shown=[f"{part} accuracy {score.accuracy}, macro F1 {score.macro['f1']}" for part, score in scores.items()],
+        closing="holds the model and its metrics",
+    )
+
+
+def opened(options: BaselineOptions, *, blank: bool = False) -> tuple[Source, Split, TrainOptions]:
+    """The data, how they are cut, and how a model is trained on them.
+
+    Args:
+        blank: see `open_data`.
+
+    Raises:
+        WeightsmithError: two names for the data, bad data, or hyper-parameters that are none.
+    """
+    if options.data_dir is not None and options.data_path is not None:
+        raise WeightsmithError("--data-dir and --data-path both name the data: give one of them")
+    path = options.data_path or str(user_path(options.data_dir or "~/.medmnist") / "pathmnist_224.npz")
+    cache = user_path(options.cache_dir) if options.cache_dir else None
+    source = open_data(path, image_size_of(options), cache, blank=blank)
+    split = source.split("test" if "test" in source.parts else 0.2, options.seed)
+    return source, split, train_options(options, _DEFAULTS)
 
 
 def _train_and_test(

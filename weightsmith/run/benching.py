@@ -63,8 +63,8 @@ def bench_of(
     Raises:
         WeightsmithError: data that does not fit the model, no requests, or requests of another kind of model.
     """
-    earlier = _earlier(options)
-    sizes, seeds = _sweep(options, earlier)
+    earlier = earlier_of(options)
+    sizes, seeds = sweep_of(options, earlier)
     asked = Asked(sizes=sizes, seeds=seeds, methods=options.methods, earlier=earlier)
     bench, sizes = _bench(options, asked, folder, notes)
     return bench, sizes, seeds
@@ -147,7 +147,7 @@ def settings_of(options: BenchOptions, asked: Asked) -> dict[str, dict[str, Any]
     return found
 
 
-def _earlier(options: CompareOptions) -> tuple[Plan, Path] | None:
+def earlier_of(options: CompareOptions) -> tuple[Plan, Path] | None:
     if options.requests is None:
         return None
     path = plan_file(options.requests)
@@ -157,7 +157,7 @@ def _earlier(options: CompareOptions) -> tuple[Plan, Path] | None:
         raise WeightsmithError(f"--requests {options.requests}: {error}") from error
 
 
-def _sweep(options: CompareOptions, earlier: tuple[Plan, Path] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def sweep_of(options: CompareOptions, earlier: tuple[Plan, Path] | None) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Batch sizes from small to large, and seeds: the user's, else those of the earlier comparison, else the defaults."""
     of_earlier = earlier[0] if earlier is not None else None
     sizes = options.batch_sizes or (of_earlier.batch_sizes if of_earlier else BATCH_SIZES)
@@ -201,7 +201,7 @@ def _images(options: BenchOptions, model: Model, asked: Asked, notes: list[str])
         raise WeightsmithError(
             "--preserve is of text: a classifier preserves the images of its train part, leave it out"
         )
-    train, val, held_out = _parts(options, model, notes)
+    train, val, held_out = parts_of(options, model, notes)
     draws: Draws
     if asked.earlier is not None:
         plan = asked.earlier[0]
@@ -234,10 +234,12 @@ def _by_name(val: ImageSet, plan: Plan) -> dict[str, Request]:
     }
 
 
-def _parts(options: BenchOptions, model: Model, notes: list[str]) -> tuple[ImageSet, ImageSet, ImageSet]:
-    """(train, validation, sealed held-out part), as the model's run cut them; else cut here."""
+def parts_of(
+    options: BenchOptions, model: Model, notes: list[str], *, blank: bool = False
+) -> tuple[ImageSet, ImageSet, ImageSet]:
+    """(train, validation, sealed held-out part), as the model's run cut them; else cut here. `blank`: see `open_data`."""
     cache = user_path(options.cache_dir) if options.cache_dir else None
-    source = open_data(options.data_path, model.preprocess.size, cache)
+    source = open_data(options.data_path, model.preprocess.size, cache, blank=blank)
     if source.n_classes != model.n_classes:
         raise WeightsmithError(
             f"{model.name} has {model.n_classes} classes and --data-path {options.data_path} {source.n_classes}: give a "

@@ -9,9 +9,6 @@ from dataclasses import asdict, dataclass, replace
 from itertools import product
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-
 from weightsmith import __version__, report
 from weightsmith.delta import Delta
 from weightsmith.edit import Editor, editors
@@ -25,6 +22,7 @@ from weightsmith.run.cells import Cell, failures, file_of, key_of
 from weightsmith.run.draws import PLAN, REQUESTS, Plan
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.options import CompareOptions
+from weightsmith.run.outcome import Outcome
 from weightsmith.run.planned import planned
 from weightsmith.run.session import Kin, at_least, distinct, session
 
@@ -42,8 +40,8 @@ KIN = Kin(
 )
 
 
-def compare(options: CompareOptions) -> Path:
-    """Measure every method with every batch size and seed, and return the run's folder.
+def compare(options: CompareOptions) -> Outcome:
+    """Measure every method with every batch size and seed.
 
     A cell is one batch of edits on the unedited model. Each is kept when it is measured, so a comparison that was
     stopped goes on where it was; one that cannot be measured says why, and the others are measured all the same.
@@ -51,7 +49,7 @@ def compare(options: CompareOptions) -> Path:
     Raises:
         WeightsmithError: bad options or data, in one sentence; a run that exists without `resume` or `overwrite`.
     """
-    _check(options)
+    check_options(options)
     stem = "again" if options.requests is not None else user_path(options.data_path).stem
     with session(options, "compare", KIN, f"{stem}-compare") as folder:
         notes: list[str] = []
@@ -63,19 +61,26 @@ def compare(options: CompareOptions) -> Path:
         cells = _Sweep(options, bench, plan, folder).run()
         rows = [cell.row(bench.names) for cell in cells]
         page = _write(options, bench, plan, rows, folder)
-    console = Console()
-    console.print(shown_table(comparison_table(rows)))
+    table = comparison_table(rows)
+    return Outcome(
+        command="compare",
+        folder=folder.path,
+        page=page,
+        figures={"methods": table},
+        summary=_summary(bench, plan, rows),
+        notes=[*plan.notes, *_failures(cells)],
+        shown=[shown_table(table), *_failures(cells)],
+    )
+
+
+def _failures(cells: Sequence[Cell]) -> list[str]:
+    """Why cells failed, the first five of them."""
     failed = [cell for cell in cells if cell.error]
-    for cell in failed[:5]:
-        console.print(f"{cell.method}, {cell.batch_size} edits, seed {cell.seed} failed: {cell.error}", markup=False)
-    if len(failed) > 5:
-        console.print(f"{len(failed)} cells failed; {ROWS} says why", markup=False)
-    where, read = escape(str(folder.path)), escape(str(page))
-    console.print(f"[bold]{where}[/] holds everything; the page to read is {read}", soft_wrap=True)
-    return folder.path
+    told = [f"{cell.method}, {cell.batch_size} edits, seed {cell.seed} failed: {cell.error}" for cell in failed[:5]]
+    return told + ([f"{len(failed)} cells failed; {ROWS} says why"] if len(failed) > 5 else [])
 
 
-def _check(options: CompareOptions) -> None:
+def check_options(options: CompareOptions) -> None:
     """Everything that can be known to be wrong before any work is done."""
     at_least(options, {"n_views": 1})
     given = {"methods": options.methods, "batch_sizes": options.batch_sizes, "seeds": options.seeds}
@@ -88,10 +93,10 @@ def _check(options: CompareOptions) -> None:
             raise WeightsmithError(f"--methods {method} is no editor: {did_you_mean(method, editors())}")
     for size in options.batch_sizes or ():
         if size < 1:
-            raise WeightsmithError(f"--batch-sizes must be at least 1, not {size}")
+            raise WeightsmithError(f"--batch-sizes must be at least 1, not {size}: give `1 8 32` say")
     for seed in options.seeds or ():
         if not 0 <= seed < 2**32:
-            raise WeightsmithError(f"--seeds must be from 0 to {2**32 - 1}, not {seed}")
+            raise WeightsmithError(f"--seeds must be from 0 to {2**32 - 1}, not {seed}: give `0 1 2` say")
 
 
 @dataclass(eq=False)

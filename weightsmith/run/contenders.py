@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from weightsmith.data.images import ImageSet
 from weightsmith.data.sources import open_data
 from weightsmith.data.split import Source
-from weightsmith.errors import WeightsmithError, did_you_mean
+from weightsmith.errors import WeightsmithError, did_you_mean, near_path
 from weightsmith.files import user_path
 from weightsmith.models import Model, load
 from weightsmith.run.job import check_device
@@ -74,7 +74,9 @@ def _found(folder: str, device: str, notes: list[str]) -> dict[str, Contender]:
     """Place → classifier below a folder, sorted by name."""
     root = user_path(folder)
     if not root.is_dir():
-        raise WeightsmithError(f"--auto-find {folder} is no folder: give one that has trained classifiers below it")
+        raise WeightsmithError(
+            f"--auto-find {folder} is no folder: give one that has trained classifiers below it{near_path(root)}"
+        )
     found: dict[str, Contender] = {}
     for path in sorted(file.parent for file in root.rglob("config.json")):
         if any(part.startswith(".") for part in path.relative_to(root).parts):
@@ -104,7 +106,7 @@ def _baseline(options: EvaluateOptions, known: dict[str, Contender], device: str
     if asked is None:
         if not known:
             raise WeightsmithError(
-                "--model-paths needs one or more trained classifiers, or --auto-find a folder of some"
+                "--model-paths needs one or more trained classifiers, or --auto-find a folder of some: give one"
             )
         return next(iter(known))
     place = _place(asked)
@@ -154,16 +156,19 @@ def _same_classes(models: Sequence[Contender]) -> None:
 
 
 def held_out_of(
-    options: EvaluateOptions, models: Sequence[Contender], notes: list[str]
+    options: EvaluateOptions, models: Sequence[Contender], notes: list[str], *, blank: bool = False
 ) -> tuple[list[Contender], ImageSet]:
     """(classifiers of the data's classes, the sealed images); what a reader must know is added to the notes.
+
+    Args:
+        blank: see `open_data`.
 
     Raises:
         WeightsmithError: data of other classes, no images, models whose runs hold out different images, or one that has
             learned from what the others hold out.
     """
     cache = user_path(options.cache_dir) if options.cache_dir else None
-    source = open_data(options.data_path, max(one.model.preprocess.size for one in models), cache)
+    source = open_data(options.data_path, max(one.model.preprocess.size for one in models), cache, blank=blank)
     fits: list[Contender] = []
     for one in models:
         if one.model.n_classes == source.n_classes:

@@ -7,12 +7,9 @@ import hashlib
 import json
 import logging
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
@@ -35,6 +32,7 @@ from weightsmith.run.fact_run import of_auto
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.language import Kept, facts_of, of_name
 from weightsmith.run.options import EditOptions
+from weightsmith.run.outcome import Outcome
 from weightsmith.run.session import Kin, at_least, distinct, session
 from weightsmith.run.streaming import as_one, check, fill, in_force, stream_of
 from weightsmith.run.tables import ANSWER_COLUMNS, delta_name, edit_log_name, edit_rows
@@ -59,17 +57,16 @@ KIN = Kin(
 )  # fmt: skip
 
 
-def edit(options: EditOptions) -> Path:
-    """Edit facts with one or more methods, each on the unedited model, and return the run's folder.
+def edit(options: EditOptions) -> Outcome:
+    """Edit facts with one or more methods, each on the unedited model.
 
     Raises:
         WeightsmithError: bad options or data, in one sentence; a run that exists without `resume` or `overwrite`.
     """
-    _check(options)
-    stem = f"{user_path(options.data_path).stem}-{'-'.join(options.edit_method)}"
-    with session(options, "edit", KIN, stem) as folder:
+    check_options(options)
+    with session(options, "edit", KIN, stem_of(options)) as folder:
         model, world = of_auto(options) if options.model == "auto" else of_name(options.model, options.device)
-        _check_reads_text(options, model)
+        check_reads_text(options, model)
         editing = {method: editor_of(options, method, model) for method in options.edit_method}
         drawn = facts_of(options.data_path, world, options.max_edits, options.seed)
         unlike, repeated = without_repeats(drawn)
@@ -102,13 +99,19 @@ def edit(options: EditOptions) -> Path:
         rows = write_results(options, folder, model, requests, deltas, before, kept, asked)
         summary = _summary(requests, deltas, repeated)
         write_json(folder.results / "summary.json", {"command": "edit", "summary": summary, "rows": len(rows)})
-    console = Console()
-    console.print(measures_table(rows))
-    for sentence in summary:
-        console.print(sentence, soft_wrap=True, highlight=False, markup=False)
-    place = escape(str(folder.path))
-    console.print(f"[bold]{place}[/] holds everything; {place}/edited is the edited model", soft_wrap=True)
-    return folder.path
+    return Outcome(
+        command="edit",
+        folder=folder.path,
+        figures={"measures": rows},
+        summary=summary,
+        shown=[measures_table(rows), *summary],
+        closing=f"holds everything; {folder.path}/edited is the edited model",
+    )
+
+
+def stem_of(options: EditOptions) -> str:
+    """What a run without a name is called."""
+    return f"{user_path(options.data_path).stem}-{'-'.join(options.edit_method)}"
 
 
 def requests_digest(requests: Sequence[TextRequest]) -> str:
@@ -167,7 +170,7 @@ def _of_hparams(options: EditOptions, method: str) -> dict[str, Any]:
         raise WeightsmithError(f"--hparams {named} is no file and no model's name: {error}") from error
 
 
-def _check(options: EditOptions) -> None:
+def check_options(options: EditOptions) -> None:
     for method in options.edit_method:
         if method not in editors():
             raise WeightsmithError(f"--edit-method {method} is no editor: {did_you_mean(method, editors())}")
@@ -179,7 +182,7 @@ def _check(options: EditOptions) -> None:
     check_layer_flags(options.edit_method, edit_layers=options.edit_layers)
 
 
-def _check_reads_text(options: EditOptions, model: Model) -> None:
+def check_reads_text(options: EditOptions, model: Model) -> None:
     if model.family.reads != "text":
         raise WeightsmithError(
             f"--model {options.model} is a {model.family.title}, whose images are corrected with `weightsmith run "

@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from rich.console import Console
-
 from weightsmith.data.facts import read_facts
 from weightsmith.delta import Delta
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import WeightsmithError, near_path
 from weightsmith.evaluate import answer
 from weightsmith.files import remove, user_path
 from weightsmith.run.corrections import begun_with, class_names_of, corrections, image_job, is_image_run
@@ -29,30 +28,37 @@ from weightsmith.run.options import (
     UndoEditsOptions,
     read_yaml,
 )
-from weightsmith.run.streaming import as_one, in_force, journal_of, listed, print_edit, shown, stream_of
+from weightsmith.run.outcome import Outcome
+from weightsmith.run.streaming import as_one, edit_entries, in_force, journal_of, listed, shown, stream_of
 from weightsmith.stream import Stream
 
 _log = logging.getLogger(__name__)
 
 
-def edits(options: EditsOptions) -> None:
+def edits(options: EditsOptions) -> Outcome:
     """List, show, undo, remove or replay edits of a run's journal.
 
     Raises:
         WeightsmithError: no journal, no such edit, or a model that is not the one that was edited.
     """
-    console = Console()
     if isinstance(options, ListEditsOptions):
-        console.print(listed(journal_of(options.run), class_names_of(user_path(options.run))))
-    elif isinstance(options, ShowEditOptions):
-        print_edit(console, shown(journal_of(options.run), options.edit))
-    elif isinstance(options, UndoEditsOptions):
-        console.print(_changed(options.run, lambda stream: _undone(stream, options)), highlight=False, soft_wrap=True)
-    elif isinstance(options, RemoveEditOptions):
+        journal, names = journal_of(options.run), class_names_of(user_path(options.run))
+        return Outcome(
+            command="edits list", figures={"edits": edit_entries(journal, names)}, shown=[listed(journal, names)]
+        )
+    if isinstance(options, ShowEditOptions):
+        told = shown(journal_of(options.run), options.edit)
+        # As JSON, which people and programs read.
+        return Outcome(
+            command="edits show", figures={"edit": told}, shown=[json.dumps(told, indent=2, ensure_ascii=False)]
+        )
+    if isinstance(options, RemoveEditOptions):
         number = journal_of(options.run).find(options.edit)[1].number
-        console.print(_changed(options.run, lambda stream: _removed(stream, number)), highlight=False, soft_wrap=True)
-    elif isinstance(options, ReplayEditsOptions):
-        console.print(_changed(options.run, _made_anew), highlight=False, soft_wrap=True)
+        return _changed(options.run, "edits remove", lambda stream: _removed(stream, number))
+    if isinstance(options, UndoEditsOptions):
+        return _changed(options.run, "edits undo", lambda stream: _undone(stream, options))
+    assert isinstance(options, ReplayEditsOptions)
+    return _changed(options.run, "edits replay", _made_anew)
 
 
 def _undone(stream: Stream, options: UndoEditsOptions) -> str:
@@ -70,15 +76,35 @@ def _made_anew(stream: Stream) -> str:
     return f"The edited model is made anew from the journal: {len(stream.edits())} edits in force."
 
 
-def _changed(run: str, change: Callable[[Stream], str]) -> str:
-    """Change the stream of a run, and write the edited model and its measures as they are then."""
+def _changed(run: str, command: str, change: Callable[[Stream], str]) -> Outcome:
+    """Change the stream of a run, write the edited model and its measures as they are then, and say what was done."""
+    told, left = _carried_out(run, change)
+    return Outcome(
+        command=command,
+        folder=user_path(run),
+        figures={"in_force": left},
+        summary=[told],
+        shown=[told],
+        closing="holds what is in force",
+    )
+
+
+def _carried_out(run: str, change: Callable[[Stream], str]) -> tuple[str, int]:
+    """(what was done, edits in force then)."""
     path = user_path(run)
     if is_image_run(path):
         return _changed_corrections(run, change)
     stored = path / "config.yaml"
     if not stored.is_file():
-        raise WeightsmithError(f"{path} is no run folder with edits: give the one that holds config.yaml")
-    options = read_yaml(stored, EditOptions())
+        raise WeightsmithError(
+            f"{path} is no run folder with edits: give the one that holds config.yaml{near_path(path)}"
+        )
+    try:
+        options = read_yaml(stored, EditOptions())
+    except WeightsmithError as error:
+        raise WeightsmithError(
+            f"{stored} is of another version of weightsmith or of another command: give a run of `weightsmith edit` of this one"
+        ) from error
     folder = RunFolder.named(replace(options, runs_dir=str(path.parent)), path.name)
     with folder.in_use(), folder.logged():
         model, world = of_auto(options) if options.model == "auto" else of_name(options.model, options.device)
@@ -88,20 +114,20 @@ def _changed(run: str, change: Callable[[Stream], str]) -> str:
         editor = editor_of(options, options.edit_method[0], model)
         with stream_of(options, path, model, editor, kept, asked) as stream:
             told = change(stream)
-            empty = not stream.edits()
+            left = len(stream.edits())
             deltas: Mapping[str, Delta] = as_one(stream, folder.results)
-            requests = [] if empty else in_force(stream)
-        if empty:
+            requests = in_force(stream) if left else []
+        if not left:
             _forget(folder)
-            return told
+            return told, left
         deltas = as_adapters(options, folder, model, deltas)
         before = answer(model, requests, new_tokens=60, seed=options.seed, title="before")
         write_results(options, folder, model, requests, deltas, before, kept, asked)
-    return told
+    return told, left
 
 
-def _changed_corrections(run: str, change: Callable[[Stream], str]) -> str:
-    """The same for a run whose images were corrected on `weightsmith bench`."""
+def _changed_corrections(run: str, change: Callable[[Stream], str]) -> tuple[str, int]:
+    """The same as `_carried_out` for a run whose images were corrected on `weightsmith bench`."""
     journal_of(run)
     begun = begun_with(run)
     given = {} if begun is None else {"edit_from": begun.edit_from, "stream_ratio": begun.stream_ratio}
@@ -109,7 +135,7 @@ def _changed_corrections(run: str, change: Callable[[Stream], str]) -> str:
     with job.folder.in_use(), job.folder.logged(), corrections(job) as held:
         told = change(held.stream)
         held.leave()
-    return told
+        return told, len(held.stream.edits())
 
 
 def _forget(folder: RunFolder) -> None:

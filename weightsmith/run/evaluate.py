@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import user_path
 from weightsmith.measure.latency import LEAST_ROUNDS
 from weightsmith.run.evaluation import FIGURE, METRICS, PAGE, TABLE, evaluated
 from weightsmith.run.options import EvaluateOptions
+from weightsmith.run.outcome import Outcome
 from weightsmith.run.session import Kin, at_least, distinct, session
 
 KIN = Kin(
@@ -23,8 +23,8 @@ KIN = Kin(
 )
 
 
-def evaluate(options: EvaluateOptions) -> Path:
-    """Measure every classifier on the same held-out images, and return the run's folder.
+def evaluate(options: EvaluateOptions) -> Outcome:
+    """Measure every classifier on the same held-out images.
 
     What a model says of the images is kept when it is known, and so are the times, so an evaluation that was stopped goes
     on where it was.
@@ -32,16 +32,15 @@ def evaluate(options: EvaluateOptions) -> Path:
     Raises:
         WeightsmithError: bad options, models or data, in one sentence; a run that exists without `resume` or `overwrite`.
     """
-    options = _placed(options)
-    _check(options)
+    options = placed(options)
+    check_options(options)
     with session(options, "evaluate", KIN, f"{user_path(options.data_path).stem}-evaluate") as folder:
         done = evaluated(options, folder, [])
         page = done.write(folder, f"{folder.path.name}: classifiers side by side", asdict(options))
-    done.show(folder, page)
-    return folder.path
+    return done.outcome(folder, page, "evaluate")
 
 
-def _placed(options: EvaluateOptions) -> EvaluateOptions:
+def placed(options: EvaluateOptions) -> EvaluateOptions:
     """`--output-dir` as the folder of the run."""
     if options.output_dir is None:
         return options
@@ -57,7 +56,7 @@ def _placed(options: EvaluateOptions) -> EvaluateOptions:
     return replace(options, runs_dir=str(place.parent), run_name=place.name, output_dir=None)
 
 
-def _check(options: EvaluateOptions) -> None:
+def check_options(options: EvaluateOptions) -> None:
     """Everything that can be known to be wrong before any work is done."""
     at_least(options, {"batch_size": 1, "rounds": LEAST_ROUNDS, "tolerance": 0})
     if options.tolerance != options.tolerance:
@@ -65,4 +64,6 @@ def _check(options: EvaluateOptions) -> None:
     if options.model_paths:
         distinct("model_paths", options.model_paths, "runs/one runs/two")
     elif options.auto_find is None and options.baseline is None:
-        raise WeightsmithError("--model-paths needs one or more trained classifiers, or --auto-find a folder of some")
+        raise WeightsmithError(
+            "--model-paths needs one or more trained classifiers, or --auto-find a folder of some: give one"
+        )

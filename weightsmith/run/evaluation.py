@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from rich.console import Console
-from rich.markup import escape
 
 from weightsmith import report
 from weightsmith.errors import WeightsmithError
@@ -25,6 +23,7 @@ from weightsmith.run.contenders import contenders, held_out_of
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.measured import BATCH_SIZES, CENTRE, Measured, answers, timed
 from weightsmith.run.options import EvaluateOptions
+from weightsmith.run.outcome import Outcome
 
 _log = logging.getLogger(__name__)
 
@@ -81,14 +80,17 @@ class Evaluated:
         write_text(out / PAGE, build_evaluation(inputs))
         return out / PAGE
 
-    def show(self, folder: RunFolder, page: Path) -> None:
-        """What a person at the terminal wants to see."""
-        console = Console()
-        console.print(evaluated_table(self.found.rows()))
-        for one in self.chosen:
-            console.print(str(one), soft_wrap=True, highlight=False, markup=False)
-        where, read = escape(str(folder.path)), escape(str(page))
-        console.print(f"[bold]{where}[/] holds everything; the page to read is {read}", soft_wrap=True)
+    def outcome(self, folder: RunFolder, page: Path, command: str) -> Outcome:
+        """What there is to tell of it."""
+        return Outcome(
+            command=command,
+            folder=folder.path,
+            page=page,
+            figures={"classifiers": self.found.rows(), "recommendations": [asdict(one) for one in self.chosen]},
+            summary=self.summary,
+            notes=self.notes,
+            shown=[evaluated_table(self.found.rows()), *map(str, self.chosen)],
+        )
 
 
 def evaluated(options: EvaluateOptions, folder: RunFolder, notes: list[str], command: str = "evaluate") -> Evaluated:

@@ -9,8 +9,6 @@ from typing import Any
 
 from filelock import FileLock
 from rich import box
-from rich.console import Console
-from rich.markup import escape
 from rich.table import Table
 
 from weightsmith.data.factworld import Fact, FactWorld, Relation, fact_world
@@ -21,6 +19,7 @@ from weightsmith.models import Model, load
 from weightsmith.run.facts import fact_model
 from weightsmith.run.job import check_device
 from weightsmith.run.options import FactsOptions, FolderOptions
+from weightsmith.run.outcome import Outcome
 from weightsmith.run.session import Kin, session
 
 _log = logging.getLogger(__name__)
@@ -38,8 +37,8 @@ KIN = Kin(
 )
 
 
-def facts(options: FactsOptions) -> Path:
-    """Make the fact world and train its model, and return the run's folder.
+def facts(options: FactsOptions) -> Outcome:
+    """Make the fact world and train its model.
 
     Raises:
         WeightsmithError: a run that exists without `resume` or `overwrite`, or was made with another seed.
@@ -56,11 +55,13 @@ def facts(options: FactsOptions) -> Path:
         both = [recalled[name][relation] for name in ("trained", "kept_aside")]
         shown = [f"{one['value']:.3f} \\[{one['low']:.3f}, {one['high']:.3f}]" for one in both]
         table.add_row(relation, *shown, str(both[0]["n"]))
-    console = Console()
-    console.print(table)
-    where = escape(str(folder.path))
-    console.print(f"[bold]{where}[/] holds everything; {where}/model loads in transformers", soft_wrap=True)
-    return folder.path
+    return Outcome(
+        command="facts",
+        folder=folder.path,
+        figures={"recall": recalled},
+        shown=[table],
+        closing=f"holds everything; {folder.path}/model loads in transformers",
+    )
 
 
 def of_auto(options: FolderOptions) -> tuple[Model, FactWorld]:

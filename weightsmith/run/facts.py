@@ -83,9 +83,13 @@ def world_of(folder: Path) -> FactWorld | None:
         world = FactWorld.from_json(entries)
         whole = world.fingerprint() == entries["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError) as error:
-        raise WeightsmithError(f"{path} is damaged ({cause_of(error)}): make the fact world's model anew") from error
+        raise WeightsmithError(
+            f"{path} is damaged ({cause_of(error)}): make the fact world's model anew with `weightsmith facts`"
+        ) from error
     if not whole:
-        raise WeightsmithError(f"{path} was changed since it was written: make the fact world's model anew")
+        raise WeightsmithError(
+            f"{path} was changed since it was written: make the fact world's model anew with `weightsmith facts`"
+        )
     return world
 
 

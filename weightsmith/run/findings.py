@@ -41,6 +41,12 @@ class Findings:
     notes: list[str] = field(default_factory=list)
     terminal: list[RenderableType] = field(default_factory=list)
 
+    def headline(self) -> dict[str, object]:
+        """The numbers that stand for the whole: each place's mean effect with its interval, else the first table."""
+        if "effects" in self.effects:
+            return {"effects": self.effects["effects"].table()}
+        return {name: self.tables[name] for _, name in self.shown[:1]}
+
     def table(self, name: str, title: str, rows: Sequence[Mapping[str, Any]]) -> None:
         """Add a table that the page shows."""
         if rows:

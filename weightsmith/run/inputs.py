@@ -64,6 +64,12 @@ def trained_model(options: LocateOptions, folder: RunFolder) -> Model:
     device = check_device(options.device)
     if options.model != "auto":
         return load(options.model, device=device)
+    check_auto(options)
+    return embedded_model(options.data_path, options.seed, folder, device)
+
+
+def check_auto(options: LocateOptions) -> None:
+    """Raise `WeightsmithError` where `--model auto` has no model for the data, or holds the part out."""
     if options.data_path not in EMBEDDED:
         raise WeightsmithError(
             "--model is needed: name a trained model (run folder, Hugging Face folder or hub name); only for "
@@ -74,7 +80,6 @@ def trained_model(options: LocateOptions, folder: RunFolder) -> Model:
             f"--part {options.part} is not open with --model auto, which trains on a part of the {options.data_path} and holds "
             "out a fifth: give --part val or train"
         )
-    return embedded_model(options.data_path, options.seed, folder, device)
 
 
 def embedded_model(data_path: str, seed: int, folder: RunFolder, device: str) -> Model:
@@ -85,7 +90,7 @@ def embedded_model(data_path: str, seed: int, folder: RunFolder, device: str) ->
     if not checkpoint.exists():
         _log.info("training a small model on the %s first", data_path)
     model = create("digits", source.class_names, seed, source.part("train").channels)
-    recipe = TrainOptions(seed=seed, **(presets()["digits"]["training"] | _short(data_path)))
+    recipe = TrainOptions(seed=seed, **(presets()["digits"]["training"] | short(data_path)))
     # Always through the checkpoint: one of another seed or data set is refused there, a finished one is not trained again.
     history = fit(model, split.train, split.val, recipe, checkpoint, resume=True)
     if not (history.skipped and (place / "config.json").exists()):
@@ -106,7 +111,7 @@ def chosen_images(options: LocateOptions, model: Model) -> Chosen:
         raise WeightsmithError(f"--max-samples must be at least 1, not {options.max_samples}")
     cache = user_path(options.cache_dir) if options.cache_dir else None
     source = open_data(options.data_path, model.preprocess.size, cache)
-    images = _part(options, source)
+    images = part_of(options, source)
     seen = predict(model, images)
     wanted = {"errors": ~seen.right, "right": seen.right, "all": torch.ones_like(seen.right)}[options.select]
     which = torch.nonzero(wanted).flatten().numpy()
@@ -200,12 +205,12 @@ def _check_corruption(options: PairOptions) -> None:
         raise WeightsmithError(f"--strength is of {', '.join(_STRENGTHS)}, not of {what}: leave it out")
 
 
-def _short(data: str) -> dict[str, int]:
+def short(data: str) -> dict[str, int]:
     """The coloured digits are learned in fewer epochs."""
     return {"epochs": 8} if data == "coloured-digits" else {}
 
 
-def _part(options: LocateOptions, source: Source) -> ImageSet:
+def part_of(options: LocateOptions, source: Source) -> ImageSet:
     """A part by name: the one that the model's run made of this data, if it did; else the data set's own, or a carved one."""
     if options.model == "auto":
         return source.split(0.2, options.seed).parts()[options.part]
@@ -250,6 +255,7 @@ def _other_images(options: PairOptions, model: Model, chosen: Chosen) -> Tensor:
     if len(theirs) != len(mine.part(part)):
         raise WeightsmithError(
             f"--corrupted-from {options.corrupted_from} has {len(theirs)} images in its {part} part and --data-path "
-            f"{len(mine.part(part))}: pairs need image for image the same"
+            f"{len(mine.part(part))}: pairs need image for image the same, give the corrupted counterpart of "
+            "--data-path"
         )
     return theirs.pixels(place)

@@ -107,7 +107,10 @@ class Job:
     def part(self, name: str) -> ImageSet:
         """A part of the data by name. Raises `HeldOutError` for held-out data outside the evaluation stage."""
         if name == "held_out" and self.stage != "eval":
-            raise HeldOutError(f"the {self.stage} stage asked for held-out data: only the eval stage may read it")
+            raise HeldOutError(
+                f"the {self.stage} stage asked for held-out data: only the eval stage may read it, give the "
+                "train or val part"
+            )
         if name == "held_out":
             return self.split.held_out
         return {"train": self.split.train, "val": self.split.val}[name]

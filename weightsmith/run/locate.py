@@ -10,9 +10,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from rich.console import Console
-from rich.markup import escape
-
 from weightsmith import report
 from weightsmith.delta import weights_hash
 from weightsmith.errors import WeightsmithError
@@ -28,13 +25,14 @@ from weightsmith.run.options import (
     PatchOptions,
     TraceOptions,
 )
+from weightsmith.run.outcome import Outcome
 from weightsmith.run.screening import attribute_findings, screen_findings
 from weightsmith.run.session import Kin, at_least, session
 from weightsmith.run.sweeping import swept
 
 _log = logging.getLogger(__name__)
 
-_COMMANDS: dict[type[LocateOptions], tuple[str, Callable[[Any, Model, RunFolder], Findings]]] = {
+COMMANDS: dict[type[LocateOptions], tuple[str, Callable[[Any, Model, RunFolder], Findings]]] = {
     TraceOptions: ("trace", swept),
     PatchOptions: ("patch", swept),
     AttributionOptions: ("attribution", screen_findings),
@@ -43,26 +41,27 @@ _COMMANDS: dict[type[LocateOptions], tuple[str, Callable[[Any, Model, RunFolder]
 """Each way to locate by its options: its name, and what finds."""
 
 
-def locate(options: LocateOptions) -> Path:
-    """Run one of the ways to locate, and return the run's folder.
+def locate(options: LocateOptions) -> Outcome:
+    """Run one of the ways to locate.
 
     Raises:
         WeightsmithError: bad options or data, in one sentence; a run that exists without `resume` or `overwrite`.
     """
-    command, find = _COMMANDS[type(options)]
-    _check(options)
-    with session(options, command, _KIN, f"{user_path(options.data_path).stem}-{command}") as folder:
+    command, find = COMMANDS[type(options)]
+    check_options(options)
+    with session(options, command, KIN, f"{user_path(options.data_path).stem}-{command}") as folder:
         model = trained_model(options, folder)
         found = find(options, model, folder)
         page = _write(options, command, model, folder, found)
-    console = Console()
-    for shown in found.terminal:
-        console.print(shown)
-    for sentence in found.summary:
-        console.print(sentence, soft_wrap=True, highlight=False, markup=False)
-    where, read = escape(str(folder.path)), escape(str(page))
-    console.print(f"[bold]{where}[/] holds everything; the page to read is {read}", soft_wrap=True)
-    return folder.path
+    return Outcome(
+        command=f"locate {command}",
+        folder=folder.path,
+        page=page,
+        figures=found.headline(),
+        summary=found.summary,
+        notes=found.notes,
+        shown=[*found.terminal, *found.summary],
+    )
 
 
 _LEAST = {
@@ -71,8 +70,8 @@ _LEAST = {
 }  # fmt: skip
 """The least that an option may be."""
 
-_KIN = Kin(
-    commands=tuple(name for name, _ in _COMMANDS.values()),
+KIN = Kin(
+    commands=tuple(name for name, _ in COMMANDS.values()),
     called="locate",
     another="another way to locate",
     results=("*.safetensors", "*.csv", "figures", "summary.json", "report.html"),
@@ -81,14 +80,14 @@ _KIN = Kin(
 )
 
 
-def _check(options: LocateOptions) -> None:
+def check_options(options: LocateOptions) -> None:
     """Everything that can be known to be wrong before any work is done."""
     at_least(options, _LEAST)
     noise, min_gap = getattr(options, "noise", 1.0), getattr(options, "min_gap", None)
     if not 0 < noise < math.inf:
-        raise WeightsmithError(f"--noise must be a positive number, not {noise:g}: 3 is usual")
+        raise WeightsmithError(f"--noise must be a positive number, not {noise:g}: 3 is usual, give that")
     if min_gap is not None and not 0 <= min_gap < math.inf:
-        raise WeightsmithError(f"--min-gap must be a number from 0, not {min_gap:g}")
+        raise WeightsmithError(f"--min-gap must be a number from 0, not {min_gap:g}: give 0 to refuse none")
 
 
 def _write(options: LocateOptions, command: str, model: Model, folder: RunFolder, found: Findings) -> Path:

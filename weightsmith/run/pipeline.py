@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
+from rich.console import RenderableType
 
 from weightsmith import __version__, report
 from weightsmith.edit import editors
@@ -21,15 +21,17 @@ from weightsmith.run.editing import AUTO, check_layer_flags
 from weightsmith.run.folder import RunFolder, existing_runs, new_name, require_run
 from weightsmith.run.job import Job, check_device
 from weightsmith.run.options import RunOptions
+from weightsmith.run.outcome import Outcome
 from weightsmith.run.page import write_report
 from weightsmith.run.stages import STAGES
+from weightsmith.run.tables import numbers
 from weightsmith.run.tracking import check_tracking, tracking
 
 _log = logging.getLogger(__name__)
 
 
-def run(options: RunOptions) -> Path:
-    """Run one stage or all of them, and return the run's folder.
+def run(options: RunOptions) -> Outcome:
+    """Run one stage or all of them.
 
     Stages that are finished with the same options are not run again. Results of other options are replaced only with
     `overwrite`; a run that exists is gone on with only with `resume`.
@@ -37,8 +39,21 @@ def run(options: RunOptions) -> Path:
     Raises:
         WeightsmithError: bad options or data, in one sentence.
     """
-    _check(options)
-    name = require_run(options) if options.stage not in ("full", "data") else new_name(options, _stem(options))
+    check_options(options)
+    folder, stages = folder_of(options), stages_of(options)
+    fresh = not folder.path.exists()
+    try:
+        page = _run_stages(folder, options, stages)
+    except WeightsmithError:
+        if fresh and all(folder.done(stage) is None for stage in STAGES):
+            folder.discard()  # options that were refused at once leave nothing behind
+        raise
+    return _outcome(folder, stages, page)
+
+
+def folder_of(options: RunOptions) -> RunFolder:
+    """The folder of the run. Raises `WeightsmithError` for one that exists unasked, or that is to be and does not."""
+    name = require_run(options) if options.stage not in ("full", "data") else new_name(options, stem_of(options))
     folder = RunFolder.named(options, name)
     if (
         options.stage == "full"
@@ -48,18 +63,12 @@ def run(options: RunOptions) -> Path:
         raise WeightsmithError(
             f"the run {folder.path} exists: give --resume to go on with it, --overwrite to redo it, or another --run-name"
         )
-    stages = list(STAGES) if options.stage == "full" else [options.stage]
-    fresh = not folder.path.exists()
-    try:
-        page = _run_stages(folder, options, stages)
-    except WeightsmithError:
-        if fresh and all(folder.done(stage) is None for stage in STAGES):
-            folder.discard()  # options that were refused at once leave nothing behind
-        raise
-    console = Console()
-    _show(console, folder, stages)
-    console.print(f"[bold]{folder.path}[/] holds everything; the page to read is {page}", soft_wrap=True)
-    return folder.path
+    return folder
+
+
+def stages_of(options: RunOptions) -> list[str]:
+    """The stages that are asked for, in their order."""
+    return list(STAGES) if options.stage == "full" else [options.stage]
 
 
 def _run_stages(folder: RunFolder, options: RunOptions, stages: Sequence[str]) -> Path:
@@ -134,7 +143,7 @@ def fingerprint(options: RunOptions, stage: str) -> str:
     return hashlib.sha256(text.encode()).hexdigest()
 
 
-def _check(options: RunOptions) -> None:
+def check_options(options: RunOptions) -> None:
     """Everything that can be known to be wrong before any work is done."""
     if options.stage not in (*STAGES, "full"):
         raise WeightsmithError(f"--stage {options.stage} is no stage: {did_you_mean(options.stage, [*STAGES, 'full'])}")
@@ -158,9 +167,9 @@ def _check(options: RunOptions) -> None:
     }
     for flag, value in positive.items():
         if value < 1:
-            raise WeightsmithError(f"{flag} must be at least 1, not {value}")
+            raise WeightsmithError(f"{flag} must be at least 1, not {value}: give 1 or more")
     if not 0 <= options.seed < 2**32 - 1:  # what the splits of scikit-learn take
-        raise WeightsmithError(f"--seed must be a number from 0 to {2**32 - 2}, not {options.seed}")
+        raise WeightsmithError(f"--seed must be a number from 0 to {2**32 - 2}, not {options.seed}: give 42 say")
     if options.held_out_from == "train" and not 0 < options.held_out_ratio < 1:
         raise WeightsmithError(
             f"--held-out-ratio must lie between 0 and 1, not {options.held_out_ratio:g}: give 0.2 to hold out a fifth"
@@ -173,15 +182,22 @@ def _check(options: RunOptions) -> None:
     check_tracking(options)
 
 
-def _stem(options: RunOptions) -> str:
+def stem_of(options: RunOptions) -> str:
     data = Path(user_path(options.data_path)).stem
     return data if AUTO in options.edit_method else f"{data}-{'-'.join(options.edit_method)}"
 
 
-def _show(console: Console, folder: RunFolder, stages: Sequence[str]) -> None:
-    """What a person at the terminal wants to see of the stages that ran."""
+def _outcome(folder: RunFolder, stages: Sequence[str], page: Path) -> Outcome:
+    """What there is to tell of the stages that ran."""
     effects, rows = folder.results / "effects.safetensors", folder.results / "evaluation_report.csv"
+    figures: dict[str, object] = {}
+    shown: list[RenderableType] = []
     if "locate" in stages and effects.exists():
-        console.print(report.layer_bars(Effects.load(effects)))
+        traced = Effects.load(effects)
+        figures["layers"] = traced.table()
+        shown.append(report.layer_bars(traced))
     if "eval" in stages and rows.exists():
-        console.print(report.evaluation_table(read_csv(rows)))
+        table = read_csv(rows)
+        figures["evaluation"] = [numbers(row) for row in table]
+        shown.append(report.evaluation_table(table))
+    return Outcome(command="run", folder=folder.path, page=page, figures=figures, notes=folder.notes(), shown=shown)

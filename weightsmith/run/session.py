@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -10,10 +11,12 @@ from typing import Any
 
 import yaml
 
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import WeightsmithError, closest
 from weightsmith.run.folder import RunFolder, existing_runs, new_name
 from weightsmith.run.options import FolderOptions, to_yaml
 from weightsmith.run.tracking import check_tracking, tracking
+
+_log = logging.getLogger(__name__)
 
 FREE = (
     "device", "resume", "overwrite", "run_name", "timestamp", "runs_dir", "checkpoint_dir", "log_dir", "results_dir",
@@ -85,6 +88,10 @@ def session(options: FolderOptions, command: str, kin: Kin, stem: str) -> Iterat
             stored = folder.config_text()
             if stored is not None:
                 _check_same(options, folder, stored, kin)
+            elif options.resume:
+                near = closest(folder.path.name, existing_runs(options.runs_dir))
+                meant = f"; did you mean --run-name {near}?" if near else ""
+                _log.warning("there is no run %s to go on with, so it begins%s", folder.path, meant)
             folder.log_event(command, "start")
             redone = kin.left(folder) if stored is not None and options.overwrite else []
             try:
@@ -113,12 +120,22 @@ def session(options: FolderOptions, command: str, kin: Kin, stem: str) -> Iterat
         raise
 
 
+def would_fill(options: FolderOptions, kin: Kin, stem: str) -> RunFolder:
+    """The run's folder that `session` would fill; nothing is written. Raises as it does."""
+    _check(options)
+    folder = RunFolder.named(options, new_name(options, stem))
+    stored = folder.config_text()
+    if stored is not None:
+        _check_same(options, folder, stored, kin)
+    return folder
+
+
 def at_least(options: object, least: dict[str, int]) -> None:
     """Raise `WeightsmithError` naming the flag unless each option, where it is there and given, is at least so much."""
     for name, bound in least.items():
         value = getattr(options, name, None)
         if value is not None and value < bound:
-            raise WeightsmithError(f"{flag(name)} must be at least {bound}, not {value}")
+            raise WeightsmithError(f"{flag(name)} must be at least {bound}, not {value}: give {bound} or more")
 
 
 def flag(name: str) -> str:
@@ -130,7 +147,7 @@ def _check(options: FolderOptions) -> None:
     at_least(options, {"seed": 0})
     check_tracking(options)
     if options.seed >= 2**32 - 1:  # what the splits of scikit-learn take, the one after it included
-        raise WeightsmithError(f"--seed must be below {2**32 - 1}, not {options.seed}")
+        raise WeightsmithError(f"--seed must be below {2**32 - 1}, not {options.seed}: give 42 say")
     if options.resume and options.run_name is None:
         runs = existing_runs(options.runs_dir)
         there = f"runs there are: {', '.join(runs[:8])}" if runs else f"there are none in {options.runs_dir} yet"
@@ -156,7 +173,8 @@ def _check_same(options: FolderOptions, folder: RunFolder, stored: str, kin: Kin
     mine = yaml.safe_load(to_yaml(options))
     if not isinstance(theirs, dict) or set(theirs) != set(mine):
         raise WeightsmithError(
-            f"{folder.path} holds what {kin.another} measured: give --overwrite to replace it, or another --run-name"
+            f"{folder.path} holds what {kin.another} measured, or another version of weightsmith: give --overwrite to replace "
+            "it, or another --run-name"
         )
     other = [name for name in mine if name not in (*FREE, *kin.free) and theirs[name] != mine[name]]
     if other:

@@ -46,7 +46,10 @@ def run_data(job: Job) -> None:
     shared = {name: entry["overlap_with_held_out"] for name, entry in manifest(parts).items()}
     leaking = [name for name, count in shared.items() if count]
     if leaking:
-        raise WeightsmithError(f"the {leaking[0]} part shares {shared[leaking[0]]} images with held-out data")
+        raise WeightsmithError(
+            f"the {leaking[0]} part shares {shared[leaking[0]]} images with held-out data: remove the copies "
+            "from one of them"
+        )
     save_indices(out, parts)
     write_csv(out / "data_split_info.csv", info(parts))
     write_json(
@@ -170,7 +173,7 @@ def run_eval(job: Job) -> None:
         parts["held_out"] = job.part("held_out")
     if not parts:
         raise WeightsmithError(
-            "nothing is held out, so nothing can be proven: --held-out-from none needs --edit-from PATH"
+            "nothing is held out, so nothing can be proven: --held-out-from none needs --edit-from PATH, give it"
         )
     methods = methods_for(job)
     deltas = {m: Delta.load(job.folder.path / delta_name(methods, m)) for m in methods}

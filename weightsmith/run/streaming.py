@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Sequence
@@ -11,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from rich import box
-from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from weightsmith.delta import Delta
 from weightsmith.edit import Editor, make_editor
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import WeightsmithError, near_path
 from weightsmith.files import user_path, write_csv
 from weightsmith.models import Model
 from weightsmith.report.words import class_name
@@ -66,7 +64,7 @@ def check(options: EditOptions) -> None:
             if getattr(options, name) != getattr(plain, name):
                 raise WeightsmithError(f"--{name.replace('_', '-')} does nothing alone: give --trust-enable with it")
     if options.batch_size < 1:
-        raise WeightsmithError(f"--batch-size must be at least 1, not {options.batch_size}")
+        raise WeightsmithError(f"--batch-size must be at least 1, not {options.batch_size}: give 10 say")
     if len(options.edit_method) > 1:
         raise WeightsmithError("--batch-size makes one journal: give a single --edit-method with it")
     replay_for(make_editor(options.edit_method[0]), _replay(options))
@@ -177,21 +175,39 @@ def stream_rows(batches: Sequence[Batch]) -> list[dict[str, object]]:
     return rows
 
 
+def edit_entries(journal: Journal, class_names: Sequence[str] = ()) -> list[dict[str, object]]:
+    """An entry an edit in force, for programs; classes of images by their names, where those are given."""
+    return [
+        {
+            "edit": edit.number,
+            "batch": batch.number,
+            "request": edit.request.name,
+            "asked": _asked(edit.request, class_names),
+            "wanted": edit.request.target
+            if isinstance(edit.request, TextRequest)
+            else class_name(edit.request.target, class_names),
+            "holds": edit.success,
+            "replaces": edit.replaces,
+        }
+        for batch, edit in journal.edits()
+    ]
+
+
+def _asked(request: TextRequest | ImageRequest, class_names: Sequence[str]) -> str:
+    if isinstance(request, TextRequest):
+        return request.prompt
+    return f"image, was {class_name(request.predicted, class_names)}"
+
+
 def listed(journal: Journal, class_names: Sequence[str] = ()) -> Table:
     """A line an edit in force; classes of images by their names, where those are given."""
     table = Table(title=f"{len(journal.edits())} edits in force", box=box.SIMPLE_HEAD)
     for heading in ("edit", "batch", "request", "asked", "wanted", "holds", "replaces"):
         table.add_column(heading, justify="right" if heading in ("edit", "batch", "replaces") else "left")
-    for batch, edit in journal.edits():
-        request, wanted = edit.request, str(edit.request.target)
-        if isinstance(request, TextRequest):
-            asked = request.prompt
-        else:
-            asked, wanted = (class_name(label, class_names) for label in (request.predicted, request.target))
-            asked = f"image, was {asked}"
-        cells = (str(edit.number), str(batch.number), request.name, asked, wanted)
-        held, earlier = "yes" if edit.success else "no", "" if edit.replaces is None else str(edit.replaces)
-        table.add_row(*(Text(cell) for cell in cells), held, earlier)
+    for entry in edit_entries(journal, class_names):
+        cells = [str(entry[name]) for name in ("edit", "batch", "request", "asked", "wanted")]
+        earlier = "" if entry["replaces"] is None else str(entry["replaces"])
+        table.add_row(*map(Text, cells), "yes" if entry["holds"] else "no", earlier)
     return table
 
 
@@ -227,12 +243,9 @@ def shown(journal: Journal, which: str) -> dict[str, Any]:
 def journal_of(run: str) -> Journal:
     """The journal of a run's folder, or of its `edits` folder. Raises `WeightsmithError` where there is none."""
     path = user_path(run)
+    if not path.exists():
+        raise WeightsmithError(f"{path} does not exist: give the run folder of `weightsmith edit`{near_path(path)}")
     return Journal.open(path / "edits" if (path / "edits").is_dir() else path)
-
-
-def print_edit(console: Console, told: dict[str, Any]) -> None:
-    """As JSON, which people and programs read."""
-    console.print(json.dumps(told, indent=2, ensure_ascii=False), soft_wrap=True, highlight=False, markup=False)
 
 
 def _replay(options: EditOptions) -> ReplayOptions:

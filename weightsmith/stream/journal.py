@@ -22,7 +22,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from weightsmith.delta import Delta
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import WeightsmithError, closest
 from weightsmith.files import atomic_path, explained, read_tensors
 from weightsmith.request import ImageRequest, Probe, Request, TextRequest
 from weightsmith.stream.guards import GuardedKeys
@@ -106,8 +106,11 @@ class Journal:
         return journal
 
     @classmethod
-    def open(cls, folder: Path | str) -> Journal:
+    def open(cls, folder: Path | str, *, mend: bool = True) -> Journal:
         """The journal of a folder, as the last whole operation left it.
+
+        Args:
+            mend: cut off what a kill left half-written; without it nothing is written.
 
         Raises:
             WeightsmithError: no journal, a line that is damaged though others follow, or a batch that is missing or is
@@ -126,7 +129,8 @@ class Journal:
             journal._take(operation)
         if whole < len(lines) - 1 or end < path.stat().st_size:
             _log.warning("%s: an operation was cut off and is dropped; what came before it holds", path)
-            journal._cut(path, 1 + whole)
+            if mend:
+                journal._cut(path, 1 + whole)
         journal._size = path.stat().st_size
         return journal
 
@@ -191,6 +195,8 @@ class Journal:
         if not found:
             numbers = [edit.number for _, edit in self.edits()]
             held = f"edits {numbers[0]} to {numbers[-1]} are" if numbers else "none is"
+            near = closest(which, [edit.request.name for _, edit in self.edits()])
+            held += f", did you mean {near!r}" if near else ""
             raise WeightsmithError(f"edit {which} is not in force: {held}; `weightsmith edits list` names them")
         raise WeightsmithError(f"{which} names several edits: give one of the numbers {[e.number for _, e in found]}")
 
@@ -323,7 +329,9 @@ def _write_batch(path: Path, batch: Batch) -> str:
 def _read_batch(folder: Path, number: int, lines: Sequence[Mapping[str, Any]]) -> Batch:
     path = folder / lines[0]["file"]
     if Path(lines[0]["file"]).name != lines[0]["file"]:
-        raise WeightsmithError(f"the journal of {folder} names a file outside it: it is damaged")
+        raise WeightsmithError(
+            f"the journal of {folder} names a file outside it: it is damaged, restore it from a copy"
+        )
     header, tensors = read_tensors(path, _BATCH_FORMAT)
     if hashlib.sha256(path.read_bytes()).hexdigest() != lines[0]["sha256"]:
         raise WeightsmithError(f"{path} is not the file that was journalled: restore it from a copy")

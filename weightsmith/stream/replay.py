@@ -63,11 +63,11 @@ class ReplayOptions:
 
     def __post_init__(self) -> None:
         if self.rate is not None and self.rate < 0:
-            raise WeightsmithError(f"--replay-rate must be 0 or more, not {self.rate:g}")
+            raise WeightsmithError(f"--replay-rate must be 0 or more, not {self.rate:g}: give 0.5 say")
         if self.buffer_size < 1:
-            raise WeightsmithError(f"--replay-buffer-size must be at least 1, not {self.buffer_size}")
+            raise WeightsmithError(f"--replay-buffer-size must be at least 1, not {self.buffer_size}: give 2000 say")
         if not 0 < self.weight < float("inf"):
-            raise WeightsmithError(f"--replay-weight must be a positive number, not {self.weight:g}")
+            raise WeightsmithError(f"--replay-weight must be a positive number, not {self.weight:g}: give 1 say")
 
     @property
     def requests(self) -> bool:

@@ -191,7 +191,10 @@ class Stream:
             WeightsmithError: there are fewer.
         """
         if not 1 <= count <= len(self._batches):
-            raise WeightsmithError(f"{count} batches cannot be taken back: {len(self._batches)} are in force")
+            raise WeightsmithError(
+                f"{count} batches cannot be taken back: {len(self._batches)} are in force, ask for at most so "
+                "many or for all"
+            )
         gone = self._batches[-count:]
         if self.journal is not None:
             self.journal.undo([batch.number for batch in reversed(gone)])
@@ -206,7 +209,9 @@ class Stream:
         """
         first = next((i for i, b in enumerate(self._batches) if any(e.number == number for e in b.edits)), None)
         if first is None:
-            raise WeightsmithError(f"edit {number} is not in force, so it cannot be removed")
+            raise WeightsmithError(
+                f"edit {number} is not in force, so it cannot be removed: `weightsmith edits list` names those that are"
+            )
         gone = next(edit for edit in self._batches[first].edits if edit.number == number)
         before, after = self._batches[:first], self._batches[first:]
         again: list[Batch] = []

@@ -56,13 +56,16 @@ class TrustOptions:
 
     def __post_init__(self) -> None:
         if not 0 <= self.threshold <= 1:
-            raise WeightsmithError(f"--trust-threshold must be from 0 to 1, not {self.threshold:g}")
+            raise WeightsmithError(f"--trust-threshold must be from 0 to 1, not {self.threshold:g}: give 0.8 say")
         if len(self.weights) != len(PARTS) or min(self.weights) < 0 or sum(self.weights) == 0:
             raise WeightsmithError(
-                f"--trust-weights needs {len(PARTS)} numbers from 0, for {', '.join(PARTS)}, not all of them 0"
+                f"--trust-weights needs {len(PARTS)} numbers from 0, for {', '.join(PARTS)}, not all of them 0: "
+                "leave it out for the usual ones"
             )
         if self.heldout_samples < 1:
-            raise WeightsmithError(f"--trust-heldout-samples must be at least 1, not {self.heldout_samples}")
+            raise WeightsmithError(
+                f"--trust-heldout-samples must be at least 1, not {self.heldout_samples}: give 64 say"
+            )
 
 
 @dataclass(frozen=True)

@@ -48,7 +48,7 @@ class FitOptions:
     def __post_init__(self) -> None:
         for flag, value in (("--epochs", self.epochs), ("--batch-size", self.batch_size)):
             if value < 1:
-                raise WeightsmithError(f"{flag} must be at least 1, not {value}")
+                raise WeightsmithError(f"{flag} must be at least 1, not {value}: give 1 or more")
         if not (self.lr > 0 and math.isfinite(self.lr)):
             raise WeightsmithError(f"--lr must be positive, not {self.lr:g}")
 

@@ -50,7 +50,7 @@ class Method(ABC):
     def check(self) -> None:
         """Raise `WeightsmithError` where a hyper-parameter is out of range."""
         if not np.isfinite(self.scale):
-            raise WeightsmithError(f"--lambda must be a finite number, not {self.scale}")
+            raise WeightsmithError(f"--lambda must be a finite number, not {self.scale}: give 1 say")
 
     def check_weights(self, weights: Sequence[float]) -> None:
         """Raise `WeightsmithError` where the number of models, or a weight, does not suit the method."""
@@ -59,7 +59,7 @@ class Method(ABC):
             many = f"exactly {self.fewest}" if self.most == self.fewest else f"at least {self.fewest}"
             raise WeightsmithError(f"--method {self.name} takes {many} beside the base, and --models names {models}")
         if not all(np.isfinite(weight) for weight in weights):
-            raise WeightsmithError("--weights must be finite numbers")
+            raise WeightsmithError("--weights must be finite numbers: give `1 0.5` say")
         if not self.weighted and len(set(weights)) > 1:
             raise WeightsmithError(
                 f"--method {self.name} finds by itself what each model counts for: leave --weights out"
@@ -115,7 +115,7 @@ def create(name: str, **parameters: Any) -> Method:
 def fraction(flag: str, value: float, *, least: float = 0.0) -> None:
     """Raise `WeightsmithError` unless a share lies in [least, 1]; an open end where `least` is 0."""
     if not (0 < value <= 1 if least == 0 else least <= value <= 1):
-        raise WeightsmithError(f"{flag} must be a share above 0 and at most 1, not {value:g}")
+        raise WeightsmithError(f"{flag} must be a share above 0 and at most 1, not {value:g}: give 0.2 say")
 
 
 def added(piece: Piece, change: Array) -> Array:

@@ -51,7 +51,8 @@ class Slerp(Method):
         super().check_weights(weights)
         if not 0 <= self.scale * weights[0] <= 1:
             raise WeightsmithError(
-                f"--weights {weights[0]:g} is no place between the base (0) and the model (1), where --method slerp goes"
+                f"--weights {weights[0]:g} is no place between the base (0) and the model (1), where --method "
+                "slerp goes: give 0.5 say"
             )
 
     def blender(self, sources: Sources) -> Callable[[str], Blend]:

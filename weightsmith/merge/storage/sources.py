@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import WeightsmithError, near_path
 from weightsmith.files import cause_of, user_path
 from weightsmith.merge.storage.dtypes import BY_TORCH_NAME, Array, Kind
 from weightsmith.merge.storage.safetensors_file import SafetensorsFile
@@ -113,7 +113,9 @@ def _of_folder(name: str, path: Path) -> Opened:
         if found is not None:
             break
     else:
-        raise WeightsmithError(f"{name} holds no weights: expected {WEIGHTS[0]} or {WEIGHTS[1]} with its shards in it")
+        raise WeightsmithError(
+            f"{name} holds no weights: give a folder with {WEIGHTS[0]}, or {WEIGHTS[1]} and its shards"
+        )
     config = _json(folder / "config.json") if (folder / "config.json").is_file() else {}
     if found.name.endswith(".index.json"):
         stored, metadata, files = _of_index(found)
@@ -125,7 +127,9 @@ def _of_folder(name: str, path: Path) -> Opened:
 
 def _of_file(name: str, path: Path) -> Opened:
     if not path.exists():
-        raise WeightsmithError(f"{name} does not exist: give a .safetensors file, or a folder that holds one")
+        raise WeightsmithError(
+            f"{name} does not exist: give a .safetensors file, or a folder that holds one{near_path(path)}"
+        )
     if path.name.endswith(".index.json"):
         stored, metadata, files = _of_index(path)
         return Opened(name, stored, metadata, files=files)
@@ -155,7 +159,7 @@ def _of_index(index: Path) -> tuple[dict[str, Stored], Mapping[str, str], tuple[
         path = index.parent / shard
         if Path(shard).name != shard:
             raise WeightsmithError(
-                f"{index} names the shard {shard!r}, which lies elsewhere: shards lie beside their index"
+                f"{index} names the shard {shard!r}, which lies elsewhere: shards lie beside their index, copy it there"
             )
         if not path.is_file():
             raise WeightsmithError(f"{path} is missing, a shard that {index.name} names: copy or fetch it again")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from pathlib import Path
 
 from weightsmith.data.artificial import tasks
 from weightsmith.errors import WeightsmithError, did_you_mean
@@ -16,6 +15,7 @@ from weightsmith.run.artificial.networks import BASE, FINETUNED, make_base, make
 from weightsmith.run.folder import RunFolder, existing_runs
 from weightsmith.run.job import check_device
 from weightsmith.run.options import ArtificialOptions
+from weightsmith.run.outcome import Outcome
 from weightsmith.run.session import Kin, at_least, distinct, flag, session
 
 STAGES = ("data", "base", "finetune", "sweep")
@@ -29,25 +29,24 @@ _LEFT: dict[str, tuple[str, ...]] = {
 _CHECKPOINTS = {"base": ("base.pt",), "finetune": ("finetuned.pt", "finetuned_head.pt")}
 
 
-def artificial(options: ArtificialOptions) -> Path:
-    """Run one stage or all of them, and return the run's folder.
+def artificial(options: ArtificialOptions) -> Outcome:
+    """Run one stage or all of them.
 
     What is finished with the same options is kept, so a run that was stopped goes on where it was.
 
     Raises:
         WeightsmithError: bad options, data or models, in one sentence; a run that exists without `resume` or `overwrite`.
     """
-    _check(options)
+    check_options(options)
     device = check_device(options.device)
     if options.stage not in ("full", "data") and options.pretrained is None:
-        options = _of_existing(options)
-    stages = _stages(options)
+        options = of_existing(options)
+    stages = stages_of(options)
     stem = "artificial" if options.pretrained is None else f"{user_path(options.data_path or '').stem}-arithmetic"
-    with session(options, "artificial", _kin(stages), stem) as folder:
+    with session(options, "artificial", kin_of(stages), stem) as folder:
         alone = options.pretrained is not None
         found = sweep.swept_pair(options, folder, device) if alone else _run(options, folder, device, stages)
-    sweep.show(folder, found)
-    return folder.path
+    return sweep.outcome(folder, found)
 
 
 def _run(options: ArtificialOptions, folder: RunFolder, device: str, stages: tuple[str, ...]) -> sweep.Swept | None:
@@ -62,13 +61,13 @@ def _run(options: ArtificialOptions, folder: RunFolder, device: str, stages: tup
     return sweep.swept_tables(options, folder, (first, second), device) if "sweep" in stages else None
 
 
-def _stages(options: ArtificialOptions) -> tuple[str, ...]:
+def stages_of(options: ArtificialOptions) -> tuple[str, ...]:
     if options.pretrained is not None:
         return ("sweep",)
     return STAGES if options.stage == "full" else (options.stage,)
 
 
-def _kin(stages: tuple[str, ...]) -> Kin:
+def kin_of(stages: tuple[str, ...]) -> Kin:
     """What a call replaces with `--overwrite`: what it makes, and what depends on that."""
     behind = STAGES[STAGES.index(stages[0]) :]
     patterns = tuple(pattern for stage in behind for pattern in _LEFT[stage])
@@ -84,20 +83,21 @@ def _kin(stages: tuple[str, ...]) -> Kin:
     )
 
 
-def _of_existing(options: ArtificialOptions) -> ArtificialOptions:
+def of_existing(options: ArtificialOptions) -> ArtificialOptions:
     """The options of a stage that works on an existing run, which it goes on with unasked."""
     runs = existing_runs(options.runs_dir)
     there = f"runs there are: {', '.join(runs[:8])}" if runs else f"there are none in {options.runs_dir} yet"
     if options.run_name is None:
         raise WeightsmithError(f"--stage {options.stage} works on an existing run: name it with --run-name ({there})")
     if options.run_name not in runs:
+        meant = did_you_mean(options.run_name, runs) if runs else there
         raise WeightsmithError(
-            f"--run-name {options.run_name} names no run in {options.runs_dir} ({there}): run --stage data first"
+            f"--run-name {options.run_name} names no run in {options.runs_dir}: {meant}; run --stage data first"
         )
     return replace(options, resume=not options.overwrite)
 
 
-def _check(options: ArtificialOptions) -> None:
+def check_options(options: ArtificialOptions) -> None:
     """Everything that can be known to be wrong before any work is done."""
     tasks(options.preset)
     for name, known in (("operations", OPERATIONS), ("modes", MODES)):

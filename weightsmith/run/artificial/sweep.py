@@ -9,9 +9,6 @@ from dataclasses import dataclass
 from itertools import product
 from typing import Any, cast
 
-from rich.console import Console
-from rich.markup import escape
-
 from weightsmith import __version__, report
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import write_csv, write_json
@@ -27,6 +24,7 @@ from weightsmith.run.cells import key_of
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.judges import Judge, columns, on_test, on_validation, with_backbone
 from weightsmith.run.options import ArtificialOptions
+from weightsmith.run.outcome import Outcome
 
 _log = logging.getLogger(__name__)
 
@@ -44,11 +42,12 @@ Rows = list[dict[str, object]]
 
 @dataclass(frozen=True)
 class Swept:
-    """What a sweep came to: its rows, what each untouched backbone reaches, and the coefficients that validation chose."""
+    """What a sweep came to: its rows, what each untouched backbone reaches, the coefficients that validation chose, notes."""
 
     rows: Rows
     references: Rows
     choices: Rows
+    notes: Sequence[str]
 
 
 def swept_tables(options: ArtificialOptions, folder: RunFolder, tasks: tuple[Task, Task], device: str) -> Swept:
@@ -103,7 +102,7 @@ class _Sweep:
         write_json(out / RECORD, {"notes": notes, "chance": chance, "vectors": made, "best": best_choice(chosen)})
         for note in notes:
             _log.info(note)
-        return Swept(rows, references, chosen)
+        return Swept(rows, references, chosen, notes)
 
     def _vector(self, operation: str, mode: str) -> TaskVector:
         heads = {*head_names(self.base), *head_names(self.fine)}
@@ -166,9 +165,14 @@ def _kept(place: Any, key: str) -> Rows | None:
         return None
 
 
-def show(folder: RunFolder, found: Swept | None) -> None:
-    """What a person at the terminal wants to see."""
-    console = Console()
-    if found is not None:
-        console.print(choice_table(found.choices, found.references))
-    console.print(f"[bold]{escape(str(folder.path))}[/] holds everything", soft_wrap=True)
+def outcome(folder: RunFolder, found: Swept | None) -> Outcome:
+    """What there is to tell of a run; without a sweep, where it lies."""
+    if found is None:
+        return Outcome(command="artificial", folder=folder.path)
+    return Outcome(
+        command="artificial",
+        folder=folder.path,
+        figures={"choices": found.choices, "references": found.references},
+        notes=found.notes,
+        shown=[choice_table(found.choices, found.references)],
+    )

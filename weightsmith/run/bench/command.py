@@ -12,16 +12,17 @@ from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock, Timeout
-from rich.console import Console
 
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import remove, user_path, write_text
+from weightsmith.progress import CONSOLE
 from weightsmith.run.bench.guard import is_loopback
 from weightsmith.run.bench.server import address_of, listening, serve
 from weightsmith.run.bench.session import Session
 from weightsmith.run.corrections import Corrections, Sources, begun_with, corrections, image_job, is_image_run
 from weightsmith.run.job import check_device
 from weightsmith.run.options import WorkbenchOptions
+from weightsmith.run.outcome import Outcome
 from weightsmith.run.session import at_least
 from weightsmith.stream import TrustOptions
 
@@ -30,7 +31,7 @@ _log = logging.getLogger(__name__)
 _NEEDS = ("gradio", "fastapi", "uvicorn")
 
 
-def bench(options: WorkbenchOptions) -> None:
+def bench(options: WorkbenchOptions) -> Outcome:
     """Open the page of a run and answer until Ctrl-C; the corrected classifier is written when the page is closed.
 
     Raises:
@@ -51,7 +52,7 @@ def bench(options: WorkbenchOptions) -> None:
                 options.host,
             )
         said = f"[bold]{address}[/] is open; Ctrl-C closes it, and every edit that was kept stays"
-        Console().print(said, soft_wrap=True)
+        CONSOLE.print(said, soft_wrap=True)  # not among what is told at the end
         if options.open_browser and sys.stdout.isatty():
             webbrowser.open(address)
         page = app(session, f"{run.absolute().name}: correct the classifier", options.host, options.port)
@@ -61,6 +62,14 @@ def bench(options: WorkbenchOptions) -> None:
             _log.info("the page is closed")
         if not session.summary().saved:
             session.save()
+        left = len(held.stream.edits())
+    return Outcome(
+        command="bench",
+        folder=run,
+        figures={"in_force": left},
+        summary=[f"{left} edits are in force"],
+        closing=f"holds {left} edits in force; weightsmith edits lists them",
+    )
 
 
 @contextmanager

@@ -5,13 +5,11 @@ from __future__ import annotations
 import glob
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
+from rich.console import RenderableType
 
 from weightsmith.circuit import Shape
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import WeightsmithError, near_path
 from weightsmith.files import user_path
 from weightsmith.report.compression import compressed_table
 from weightsmith.run.compress.baseline import MODELS, baseline_of, baseline_place, resolved, trains
@@ -24,6 +22,7 @@ from weightsmith.run.evaluation import FIGURE, METRICS, PAGE, TABLE
 from weightsmith.run.folder import existing_runs
 from weightsmith.run.job import check_device
 from weightsmith.run.options import CompressOptions
+from weightsmith.run.outcome import Outcome
 from weightsmith.run.session import Kin, session
 
 _FIXED = (
@@ -34,8 +33,8 @@ _FIXED = (
 _EVALUATION = (FIGURE, METRICS, TABLE, PAGE, *FILES)
 
 
-def compress(options: CompressOptions) -> Path:
-    """Do what `--mode` says, and return the run's folder.
+def compress(options: CompressOptions) -> Outcome:
+    """Do what `--mode` says.
 
     The baseline and every smaller model are kept when they are finished, so a run that was stopped goes on with the first
     that is not there.
@@ -47,10 +46,10 @@ def compress(options: CompressOptions) -> Path:
     check_goals(options)
     device = check_device(options.device)
     if not trains(options):
-        options = _of_existing(options)
+        options = of_existing(options)
     goals, optimizes = goals_of(options), options.mode in ("full", "optimize")
     stem = f"{user_path(options.data_path).stem}-compress"
-    with session(options, "compress", _kin(options, goals), stem) as folder:
+    with session(options, "compress", kin_of(options, goals), stem) as folder:
         notes: list[str] = []
 
         def reachable(shape: Shape) -> list[Goal]:
@@ -62,18 +61,22 @@ def compress(options: CompressOptions) -> Path:
             if options.study:
                 study(options, folder, base)
         done = evaluated_run(options, folder, base, notes) if options.mode in ("full", "evaluate") else None
-    console = Console()
     rows = model_rows(finished(folder.path, base.model.fingerprint(), []), done)
-    if rows:
-        console.print(compressed_table(rows))
-    if done is not None:
-        done.show(folder, folder.results / PAGE)
-    else:
-        console.print(f"[bold]{escape(str(folder.path))}[/] holds the models", soft_wrap=True)
-    return folder.path
+    models: list[RenderableType] = [compressed_table(rows)] if rows else []
+    if done is None:
+        return Outcome(
+            command="compress",
+            folder=folder.path,
+            figures={"models": rows},
+            notes=notes,
+            shown=models,
+            closing="holds the models",
+        )
+    told = done.outcome(folder, folder.results / PAGE, "compress")
+    return replace(told, figures={"models": rows, **told.figures}, shown=[*models, *told.shown])
 
 
-def _of_existing(options: CompressOptions) -> CompressOptions:
+def of_existing(options: CompressOptions) -> CompressOptions:
     """The options of a call that works on an existing run, which it goes on with unasked.
 
     Raises:
@@ -89,7 +92,7 @@ def _of_existing(options: CompressOptions) -> CompressOptions:
     if not (place / "config.json").is_file():
         raise WeightsmithError(
             f"{why} takes the baseline that is there, and --baseline-name {options.baseline_name} names none: {place} has no "
-            "model; train one with --mode train, or give another --run-name or --baseline-name"
+            f"model; train one with --mode train, or give another --run-name or --baseline-name{near_path(place)}"
         )
     if options.mode == "evaluate" and not any((folder / OPTIMIZED).glob("[!.]*/config.json")):
         raise WeightsmithError(
@@ -98,7 +101,7 @@ def _of_existing(options: CompressOptions) -> CompressOptions:
     return replace(options, resume=not options.overwrite)
 
 
-def _kin(options: CompressOptions, goals: Sequence[Goal]) -> Kin:
+def kin_of(options: CompressOptions, goals: Sequence[Goal]) -> Kin:
     """What a call replaces with `--overwrite`: what it makes, and what depends on that."""
     inside: list[str] = ["cells"]
     checkpoints: list[str] = []

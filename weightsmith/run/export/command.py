@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from rich.console import Console
-from rich.markup import escape
-
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import user_path
 from weightsmith.run.export import forms, hub
 from weightsmith.run.export.source import source_of
 from weightsmith.run.options import ExportOptions
+from weightsmith.run.outcome import Outcome
 
 
-def export(options: ExportOptions) -> Path:
-    """Write what the options ask for, and return its place.
+def export(options: ExportOptions) -> Outcome:
+    """Write what the options ask for.
 
     Raises:
         WeightsmithError: bad options, a run or model that is not there, or an export that does not read back; nothing is
@@ -31,13 +29,19 @@ def export(options: ExportOptions) -> Path:
         told = forms.write_peft(source, out, options.rank, options.base_model, licence)
     else:
         told = forms.write_onnx(source, out)
-    console = Console()
-    console.print(f"[bold]{escape(str(out))}[/] holds {escape(source.told)}: {told}", soft_wrap=True, highlight=False)
+    summary = [f"{out} holds {source.told}: {told}"]
+    address = ""
     if api is not None and options.push is not None:
         message = f"{source.told}, exported with weightsmith"
         address = hub.push(api, out, options.push, options.private, message)
-        console.print(f"pushed: {escape(address)}", soft_wrap=True, highlight=False)
-    return out
+        summary.append(f"pushed: {address}")
+    return Outcome(
+        command="export",
+        folder=out,
+        figures={"export": {"form": options.form, "holds": source.told, "compared": told, "pushed": address or None}},
+        summary=summary,
+        closing=f"holds {source.told}: {told}",
+    )
 
 
 def _place(options: ExportOptions) -> Path:

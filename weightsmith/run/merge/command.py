@@ -8,7 +8,7 @@ from dataclasses import fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from rich.console import Console
+from rich.console import RenderableType
 from rich.markup import escape
 from rich.table import Table
 
@@ -19,6 +19,7 @@ from weightsmith.merge import merge as merged_from
 from weightsmith.merge.card import merged_card
 from weightsmith.merge.mergekit import Recipe, read_recipe
 from weightsmith.run.options import MergeOptions
+from weightsmith.run.outcome import Outcome
 
 if TYPE_CHECKING:
     from weightsmith.run.merge.search import Found
@@ -28,24 +29,14 @@ _OF_SEARCH = ("control_data_path", "coefficients", "judging_images")
 """Options that mean nothing without `data_path`."""
 
 
-def merge(options: MergeOptions) -> Path:
-    """Merge what the options name, and return the folder of the merged model.
+def merge(options: MergeOptions) -> Outcome:
+    """Merge what the options name.
 
     Raises:
         WeightsmithError: bad options, checkpoints that do not fit together, or a folder that exists, in one sentence.
     """
-    recipe = None
-    if options.mergekit is not None:
-        recipe = read_recipe(user_path(options.mergekit))
-        options = _under(options, recipe)
-    for flag, value in (("--base", options.base), ("--models", options.models), ("--out", options.out)):
-        if not value:
-            raise WeightsmithError(f"{flag} is missing: weightsmith merge --base DIR --models DIR ... --out DIR")
-    assert options.base is not None
+    method, options, notes = asked(options)
     assert options.out is not None
-    method = create(
-        options.method, scale=options.lambda_, density=options.density, gamma=options.gamma, seed=options.seed
-    )
     found = _searched(options, method)
     done = merged_from(
         found.method if found else method,
@@ -58,12 +49,32 @@ def merge(options: MergeOptions) -> Path:
         max_shard_size=options.max_shard_size,
         sha256=options.sha256,
         overwrite=options.overwrite,
-        notes=[*(recipe.notes if recipe else ()), *(found.bench.notes if found else ())],
+        notes=[*notes, *(found.bench.notes if found else ())],
         more={"search": found.record()} if found else None,
         beside=lambda folder, report: _beside(folder, report, found),
     )
-    _show(done, found)
-    return done.path
+    return _outcome(done, found)
+
+
+def asked(options: MergeOptions) -> tuple[Method, MergeOptions, Sequence[str]]:
+    """(the method, the options with what a recipe says, what is to be told of the recipe).
+
+    Raises:
+        WeightsmithError: bad options, or a recipe that cannot be read.
+    """
+    recipe = None
+    if options.mergekit is not None:
+        recipe = read_recipe(user_path(options.mergekit))
+        options = _under(options, recipe)
+    for flag, value in (("--base", options.base), ("--models", options.models), ("--out", options.out)):
+        if not value:
+            raise WeightsmithError(
+                f"{flag} is missing: give it, as in weightsmith merge --base DIR --models DIR ... --out DIR"
+            )
+    method = create(
+        options.method, scale=options.lambda_, density=options.density, gamma=options.gamma, seed=options.seed
+    )
+    return method, options, recipe.notes if recipe else ()
 
 
 def _searched(options: MergeOptions, method: Method) -> Found | None:
@@ -119,21 +130,26 @@ def _under(options: MergeOptions, recipe: Recipe) -> MergeOptions:
     return replace(options, **values)
 
 
-def _show(done: Merged, found: Found | None) -> None:
-    console = Console()
+def _outcome(done: Merged, found: Found | None) -> Outcome:
+    """What there is to tell of a merge."""
+    shown: list[RenderableType] = []
     if found is not None:
         from weightsmith.report.coefficients import backbone_table
 
-        console.print(backbone_table(found.test, found.best.coefficient))
+        shown.append(backbone_table(found.test, found.best.coefficient))
     table = Table("model", "weight", "change / base", box=None, pad_edge=False)
     models: Sequence[dict[str, object]] = done.report["models"]
     for model in models:
         ratio = model["change_over_base"]
         table.add_row(escape(str(model["name"])), f"{model['weight']:g}", "inf" if ratio is None else f"{ratio:.4f}")
-    console.print(table)
     output = done.report["output"]
-    console.print(
-        f"[bold]{escape(str(done.path))}[/] holds the merged model: {output['tensors']} tensors, {output['bytes'] / 1e6:.1f} MB"
-        ", read back and equal to what was merged",
-        soft_wrap=True,
+    figures = {"models": models, "output": output} | ({"test": found.test} if found is not None else {})
+    return Outcome(
+        command="merge",
+        folder=done.path,
+        figures=figures,
+        notes=done.notes,
+        shown=[*shown, table],
+        closing=f"holds the merged model: {output['tensors']} tensors, {output['bytes'] / 1e6:.1f} MB, read back and equal to "
+        "what was merged",
     )

@@ -13,6 +13,7 @@ from weightsmith.run.options.correct import (
     RunOptions,
     Stage,
 )
+from weightsmith.run.options.doctor import DoctorOptions
 from weightsmith.run.options.edits import (
     EditsOptions,
     ListEditsOptions,
@@ -50,6 +51,7 @@ __all__ = [
     "BenchOptions",
     "CompareOptions",
     "CompressOptions",
+    "DoctorOptions",
     "DownloadOptions",
     "DrawnOptions",
     "EditOptions",

@@ -9,7 +9,7 @@ from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 import yaml
 
-from weightsmith.errors import WeightsmithError, did_you_mean
+from weightsmith.errors import WeightsmithError, did_you_mean, near_path
 from weightsmith.run.options.folder import FolderOptions
 from weightsmith.run.options.merge import MergeOptions
 
@@ -26,9 +26,13 @@ def read_yaml(path: Path, base: Options) -> Options:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
         reason = str(error).splitlines()[0]
-        raise WeightsmithError(f"--config {path} cannot be read ({reason}): give a YAML file of options") from error
+        raise WeightsmithError(
+            f"--config {path} cannot be read ({reason}): give a YAML file of options{near_path(path)}"
+        ) from error
     if not isinstance(entries, dict):
-        raise WeightsmithError(f"--config {path} must hold a mapping such as `epochs: 10`")
+        raise WeightsmithError(
+            f"--config {path} must hold a mapping of options to values: write lines such as `epochs: 10`"
+        )
     hints = get_type_hints(type(base))
     values: dict[str, Any] = {}
     for key, value in entries.items():

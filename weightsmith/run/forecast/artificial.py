@@ -1,0 +1,101 @@
+"""The plan of `weightsmith artificial`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import product
+
+from weightsmith.data.artificial import tasks
+from weightsmith.data.tables import open_table
+from weightsmith.files import user_path
+from weightsmith.models import Model
+from weightsmith.run.artificial import sweep
+from weightsmith.run.artificial.command import check_options, kin_of, of_existing, stages_of
+from weightsmith.run.artificial.data import DATA, NAMES, RECORD
+from weightsmith.run.artificial.networks import BASE, FINETUNED, network
+from weightsmith.run.artificial.networks import RECORD as NETWORK
+from weightsmith.run.artificial.pair import pair_of
+from weightsmith.run.folder import RunFolder
+from weightsmith.run.forecast.pace import HOW, Pace, pace_of
+from weightsmith.run.forecast.parts import figures, passes, training
+from weightsmith.run.forecast.plan import Plan, Step
+from weightsmith.run.job import check_device
+from weightsmith.run.options import ArtificialOptions
+from weightsmith.run.session import would_fill
+from weightsmith.train import TrainOptions
+
+
+def artificial(options: ArtificialOptions) -> Plan:
+    """What `weightsmith.run.artificial.command.artificial` would do. Raises as it does, where that shows beforehand."""
+    check_options(options)
+    device = check_device(options.device)
+    alone = options.pretrained is not None
+    if options.stage not in ("full", "data") and not alone:
+        options = of_existing(options)
+    stages = stages_of(options)
+    stem = "artificial" if not alone else f"{user_path(options.data_path or '').stem}-arithmetic"
+    folder = would_fill(options, kin_of(stages), stem)
+    if alone:
+        base, _, judges, notes = pair_of(options, device)
+        pace = pace_of(base, options.batch_size, trains=False)
+        rows = sum(len(one.val) + len(one.test) for one in judges)
+        steps = [_swept(options, folder, pace, rows), figures(1)]
+        return Plan(
+            command="artificial", steps=steps, folder=folder.path, weights=2 * pace.weights, notes=[*notes, HOW]
+        )
+    sizes = [_rows(options, folder, place) for place in range(2)]
+    width, classes = sizes[0][1], sizes[0][2]
+    model: Model = network(width, classes, options.seed, device)
+    pace = pace_of(model, options.batch_size)
+    parts = [_parts(options, count) for count, _, _ in sizes]
+    steps = []
+    if "data" in stages:
+        there = (folder.path / RECORD).is_file() and not options.overwrite
+        steps.append(Step(name="data", what=f"tables of {sizes[0][0]} and {sizes[1][0]} rows", there=there))
+    for stage, which, epochs, (train, val, _) in (
+        ("base", BASE, options.epochs, parts[0]),
+        ("finetune", FINETUNED, options.finetune_epochs or options.epochs, parts[1]),
+    ):
+        if stage in stages:
+            there = (folder.path / which / NETWORK).is_file() and not options.overwrite
+            recipe = TrainOptions(epochs=epochs, batch_size=options.batch_size, lr=options.lr, seed=options.seed)
+            steps.append(replace(training(pace, train, val, recipe, name=stage), there=there))
+    if "sweep" in stages:
+        rows = sum(val + test for _, val, test in parts)
+        steps.append(_swept(options, folder, pace, rows))
+    steps.append(figures(3))
+    return Plan(command="artificial", steps=steps, folder=folder.path, weights=2 * pace.weights, notes=[HOW])
+
+
+def _swept(options: ArtificialOptions, folder: RunFolder, pace: Pace, rows: int) -> Step:
+    cells = list(product(options.operations, options.modes, options.coefficients))
+    names = [f"{operation}-{mode}-{coefficient!r}.json" for operation, mode, coefficient in cells]
+    there = sum((folder.path / sweep.CELLS / name).is_file() for name in names)
+    step = passes(
+        pace,
+        "sweep",
+        f"{len(cells)} cells of {rows} rows or images, {there} of them measured already",
+        rows * (len(cells) - there + 2),
+        batch=options.batch_size,
+    )
+    # The vectors, and as much again for the tensors that they are put on.
+    return replace(step, memory=step.memory + pace.weights * (1 + len(options.operations) * len(options.modes)))
+
+
+def _rows(options: ArtificialOptions, folder: RunFolder, place: int) -> tuple[int, int, int]:
+    """(rows, features, classes) of a table: of the one given, of the one that is there, or of the one that is made."""
+    given = (options.base_data, options.finetune_data)[place]
+    path = user_path(given) if given else folder.path / DATA / f"{NAMES[place]}.csv"
+    if given or path.is_file():
+        source = open_table(path)
+        train = source.part("train")
+        return len(train), train.channels, source.n_classes
+    task = tasks(options.preset)[place]
+    return task.n_samples, task.n_features, task.n_classes
+
+
+def _parts(options: ArtificialOptions, rows: int) -> tuple[int, int, int]:
+    """Rows of (train, validation, test)."""
+    test = round(options.held_out_ratio * rows)
+    val = round(options.val_ratio * (rows - test))
+    return rows - test - val, val, test

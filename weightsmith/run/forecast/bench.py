@@ -1,0 +1,169 @@
+"""The plans of `weightsmith compare` and `ablate`: cells, each a solve and what is measured of it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+
+from weightsmith.files import user_path
+from weightsmith.models import Model
+from weightsmith.request import TextRequest
+from weightsmith.run.ablate import KIN as ABLATE_KIN
+from weightsmith.run.ablate import WAYS
+from weightsmith.run.ablate import check_options as check_ablation
+from weightsmith.run.benching import METHODS, earlier_of, parts_of, sweep_of
+from weightsmith.run.cells import file_of
+from weightsmith.run.compare import KIN, check_options
+from weightsmith.run.folder import RunFolder
+from weightsmith.run.forecast.correct import solving
+from weightsmith.run.forecast.knowledge import answering, language, preserved_passes
+from weightsmith.run.forecast.locate import embedded
+from weightsmith.run.forecast.pace import HOW, Pace, pace_of
+from weightsmith.run.forecast.parts import figures, passes
+from weightsmith.run.forecast.plan import Plan, Step
+from weightsmith.run.inputs import EMBEDDED
+from weightsmith.run.job import check_device
+from weightsmith.run.language import Kept, facts_of, of_name
+from weightsmith.run.options import AblateLoraOptions, AblateOptions, AblateReplayOptions, BenchOptions, CompareOptions
+from weightsmith.run.session import would_fill
+
+_WRITING = 16
+"""Requests of a batch from which the model writes by itself."""
+_ROUGH = (
+    "Editors stop when the wanted class or answer leads, so what they need is a bound; statistics of what is preserved are "
+    "read once a method, and less of it where they have settled before. Cells that are there are known by their names: one "
+    "of another model or of other data is measured again."
+)
+
+
+@dataclass(frozen=True, eq=False)
+class _Bench:
+    """What is measured on: how fast, what is preserved, and what a batch of so many edits is judged by."""
+
+    options: BenchOptions
+    pace: Pace
+    steps: tuple[Step, ...]
+    reads: str
+    preserved: float
+    held_out: int
+    requests: Sequence[TextRequest]
+    most: int
+
+    def measured(self, size: int) -> Step:
+        """What is measured of a cell."""
+        if self.reads == "images":
+            views = self.options.n_views if self.options.views != "none" else 0
+            return passes(self.pace, "", "", self.held_out + 2 * size * (1 + views))
+        asked = self.requests[:size]
+        return answering(self.pace, asked, written=min(size, _WRITING), name="")
+
+
+def compare(options: CompareOptions) -> Plan:
+    """What `weightsmith.run.compare.compare` would do. Raises as it does, where that shows beforehand."""
+    check_options(options)
+    stem = "again" if options.requests is not None else user_path(options.data_path).stem
+    folder = would_fill(options, KIN, f"{stem}-compare")
+    sizes, seeds = sweep_of(options, earlier_of(options))
+    notes: list[str] = []
+    bench = _bench(options, folder, max(sizes), notes)
+    methods = options.methods or METHODS[bench.reads]
+    left = [size for size in sizes if size > bench.most]
+    if left:
+        notes.append(f"There are at most {bench.most} requests, so batches of more are left out.")
+    solved = {method: solving(bench.pace, method, 1, bench.preserved) for method in methods}
+    steps = [*bench.steps, *(_rename(one, f"statistics, {method}") for method, one in solved.items())]
+    for method, size, seed in product(methods, [size for size in sizes if size <= bench.most], seeds):
+        there = (folder.path / "cells" / file_of(method, size, seed)).is_file() and not options.overwrite
+        steps.append(_cell(bench, method, size, f"{method}, {size} edits, seed {seed}", there))
+    steps.append(figures(5))
+    return _plan("compare", folder, bench, steps, notes)
+
+
+def ablate(options: AblateOptions) -> Plan:
+    """What `weightsmith.run.ablate.ablate` would do. Raises as it does, where that shows beforehand."""
+    check_ablation(options)
+    way, _ = WAYS[type(options)]
+    folder = would_fill(options, ABLATE_KIN, f"{user_path(options.data_path).stem}-ablate-{way}")
+    notes: list[str] = []
+    bench = _bench(options, folder, options.max_edits, notes)
+    (method,) = options.edit_method
+    once = _rename(solving(bench.pace, method, 1, bench.preserved), f"statistics, {method}")
+    steps = [*bench.steps, once]
+    if isinstance(options, AblateLoraOptions):
+        steps.append(_rename(solving(bench.pace, method, options.max_edits, 0.0), f"solve, {method}"))
+        for rank, fit, seed in product(options.ranks, options.fit_steps, options.seeds):
+            steps.append(_rename(bench.measured(options.max_edits), f"rank {rank}, {fit} fit steps, seed {seed}"))
+        notes.append("With fit steps the random start is measured as well where the grid asks for it: so much more.")
+    if isinstance(options, AblateReplayOptions):
+        steps += _streams(options, bench, method)
+    steps.append(figures(2))
+    return _plan(f"ablate {way}", folder, bench, steps, notes)
+
+
+def _streams(options: AblateReplayOptions, bench: _Bench, method: str) -> list[Step]:
+    """A stream a setting; after each batch all edits so far are asked."""
+    batches = -(-options.max_edits // options.batch_size)
+    asked = options.batch_size * batches * (batches + 1) / 2
+    found: list[Step] = []
+    settings = [(0.0, 0, "none"), *product(options.rates, options.buffers, options.strategies)]
+    for (rate, buffer, strategy), seed in product(settings, options.seeds):
+        size = round(options.batch_size * (1 + rate))
+        one = solving(bench.pace, method, size, 0.0)
+        measured = bench.measured(options.max_edits)
+        held = passes(bench.pace, "", "", asked)
+        name = "no replay" if strategy == "none" else f"rate {rate:g}, buffer {buffer}, {strategy}"
+        found.append(
+            Step(
+                name=f"{name}, seed {seed}",
+                what=f"{batches} batches of {options.batch_size} edits",
+                forwards=batches * one.forwards + held.forwards + measured.forwards,
+                seconds=batches * one.seconds + held.seconds + measured.seconds,
+                memory=max(one.memory, measured.memory),
+            )
+        )
+    return found
+
+
+def _cell(bench: _Bench, method: str, size: int, name: str, there: bool) -> Step:
+    solve, measured = solving(bench.pace, method, size, 0.0), bench.measured(size)
+    return Step(
+        name=name,
+        what="solve and measure",
+        forwards=solve.forwards + measured.forwards,
+        seconds=solve.seconds + measured.seconds,
+        memory=max(solve.memory, measured.memory),
+        there=there,
+    )
+
+
+def _bench(options: BenchOptions, folder: RunFolder, most: int, notes: list[str]) -> _Bench:
+    """What is measured on, as far as it is there."""
+    if options.model == "auto" and options.data_path in EMBEDDED:
+        model, step, pace = embedded(options.data_path, options.seed, folder, check_device(options.device))
+        return _images(options, model, pace, (step,), notes)
+    if options.model != "auto":
+        model, _ = of_name(options.model, options.device)
+        if model.family.reads == "images":
+            return _images(options, model, pace_of(model, 64), (), notes)
+    found = language(options.model, options)
+    requests = facts_of(options.data_path, found.world, most, options.seed, usable=True)
+    kept = Kept.of(found.model, options.preserve, found.world)
+    preserved = preserved_passes(kept, found.model)
+    return _Bench(options, found.pace, found.steps, "text", preserved, 0, requests, len(requests))
+
+
+def _images(options: BenchOptions, model: Model, pace: Pace, made: tuple[Step, ...], notes: list[str]) -> _Bench:
+    train, val, held_out = parts_of(options, model, notes, blank=True)
+    errors = passes(pace, "errors", f"a pass over {len(val)} images of the validation part", len(val))
+    notes.append("Requests are errors: fewer are edited where the model makes fewer.")
+    return _Bench(options, pace, (*made, errors), "images", len(train), len(held_out), (), len(val))
+
+
+def _rename(step: Step, name: str) -> Step:
+    return replace(step, name=name)
+
+
+def _plan(command: str, folder: RunFolder, bench: _Bench, steps: Sequence[Step], notes: Sequence[str]) -> Plan:
+    told = [*notes, _ROUGH, HOW]
+    return Plan(command=command, steps=steps, folder=folder.path, weights=bench.pace.weights, notes=told)

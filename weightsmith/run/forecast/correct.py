@@ -1,0 +1,182 @@
+"""The plans of `weightsmith run` and `baseline`."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import torch
+
+from weightsmith.data.corruptions import EmbeddingNoise
+from weightsmith.data.images import ImageSet
+from weightsmith.data.sources import open_data, open_part
+from weightsmith.data.split import Source, Split
+from weightsmith.edit import Patcher, editors
+from weightsmith.errors import WeightsmithError
+from weightsmith.files import user_path
+from weightsmith.locate import ImageCases, grids
+from weightsmith.locate.forecast import sweep_cost
+from weightsmith.models import Model, load
+from weightsmith.run.baseline import opened
+from weightsmith.run.editing import AUTO
+from weightsmith.run.folder import RunFolder, existing_runs, new_name
+from weightsmith.run.forecast.pace import HOW, Pace, pace_of
+from weightsmith.run.forecast.parts import figures, passes, training
+from weightsmith.run.forecast.plan import Plan, Step
+from weightsmith.run.job import TRAIN_DEFAULTS, check_device, image_size_of, new_model, train_options
+from weightsmith.run.options import BaselineOptions, RunOptions
+from weightsmith.run.pipeline import check_options, fingerprint, folder_of, stages_of
+
+_STEPS = 25
+"""Steps in which an editor that says nothing of them finds a wanted value; most errors need fewer."""
+
+
+def run(options: RunOptions) -> Plan:
+    """What `weightsmith.run.pipeline.run` would do. Raises as it does, where that shows without running the network."""
+    check_options(options)
+    folder = folder_of(options)
+    source = _source(options)
+    held_out = options.held_out_ratio if options.held_out_from == "train" else options.held_out_from
+    split = source.split(held_out, options.seed, options.val_ratio)
+    device = check_device(options.device)
+    model = (
+        load(options.checkpoint, device=device) if options.checkpoint else _untrained(options, source, device, folder)
+    )
+    pace = pace_of(model, train_options(options, TRAIN_DEFAULTS).batch_size)
+    methods = _methods(options, model)
+    make = {
+        "data": lambda: [Step(name="data", what=_told(split.parts()))],
+        "train": lambda: [_training(options, pace, split)],
+        "locate": lambda: _tracing(options, model, pace, split),
+        "edit": lambda: [_editing(options, method, pace, len(split.train)) for method in methods],
+        "eval": lambda: [_evaluating(options, pace, _proof(options, split), len(methods))],
+    }
+    steps: list[Step] = []
+    for stage in stages_of(options):
+        there = folder.done(stage) == fingerprint(options, stage) and not options.overwrite
+        steps += [dataclasses.replace(step, there=there) for step in make[stage]()]
+    steps.append(figures(4))
+    notes = [
+        f"Counted with {options.max_samples} errors to trace and {options.max_edits} to edit: fewer are found where the model "
+        "makes fewer. What editors need is a bound: they stop when the wanted class leads."
+    ]
+    return Plan(command="run", steps=steps, folder=folder.path, weights=pace.weights, notes=[*notes, HOW])
+
+
+def baseline(options: BaselineOptions) -> Plan:
+    """What `weightsmith.run.baseline.baseline` would do. Raises as it does, where that shows beforehand."""
+    device = check_device(options.device)
+    source, split, recipe = opened(options, blank=True)
+    name = new_name(options, f"baseline-{source.name}")
+    folder = RunFolder.named(options, name)
+    if name in existing_runs(options.runs_dir) and not (options.resume or options.overwrite):
+        raise WeightsmithError(
+            f"the run {folder.path} exists: give --resume to go on with it, --overwrite to redo it, or another --run-name"
+        )
+    model = new_model(options, source, device)
+    pace = pace_of(model, recipe.batch_size)
+    test = len(split.val) + len(split.held_out)
+    steps = [
+        training(pace, len(split.train), len(split.val), recipe),
+        passes(pace, "test", f"{test} images of the validation and test parts", test),
+        figures(1),
+    ]
+    return Plan(command="baseline", steps=steps, folder=folder.path, weights=pace.weights, notes=[HOW])
+
+
+def _source(options: RunOptions) -> Source:
+    cache = user_path(options.cache_dir) if options.cache_dir else None
+    return open_data(options.data_path, image_size_of(options), cache, blank=True)
+
+
+def _untrained(options: RunOptions, source: Source, device: str, folder: RunFolder) -> Model:
+    """The network that is trained, or the one that an earlier call has trained: of one shape."""
+    if options.stage in ("locate", "edit", "eval") and (folder.path / "model" / "config.json").is_file():
+        return load(folder.path / "model", device=device)
+    return new_model(options, source, device)
+
+
+def _told(parts: dict[str, ImageSet]) -> str:
+    return ", ".join(f"{name} {len(images)}" for name, images in parts.items()) + " images"
+
+
+def _methods(options: RunOptions, model: Model) -> tuple[str, ...]:
+    """What `auto` comes to, as far as it shows: the patcher where the network has what it edits."""
+    if options.edit_method != (AUTO,):
+        return options.edit_method
+    return ("patcher",) if Patcher.suits(model) else ("alphaedit",)
+
+
+def _training(options: RunOptions, pace: Pace, split: Split) -> Step:
+    if options.checkpoint is not None:
+        return Step(name="train", what=f"nothing: the classifier is {options.checkpoint}")
+    return training(pace, len(split.train), len(split.val), train_options(options, TRAIN_DEFAULTS))
+
+
+def _tracing(options: RunOptions, model: Model, pace: Pace, split: Split) -> list[Step]:
+    count = min(options.max_samples, len(split.train))
+    which = np.arange(min(count, 16))
+    labels = torch.zeros(len(which), dtype=torch.int64)
+    noise = EmbeddingNoise(options.noise, options.num_ablations, options.seed)
+    names = tuple(str(i) for i in which)
+    cases = ImageCases(model, names, split.train.pixels(which), noise, labels, labels + (model.n_classes > 1))
+    sites = grids.layers(model, options.trace_site, "cls")
+    cost = sweep_cost(model, cases, sites, count)
+    what = f"{len(sites)} layers in {count} images, {options.num_ablations} noise samples each"
+    return [
+        passes(pace, "errors", f"a pass over {len(split.train)} images to find errors", len(split.train)),
+        Step(
+            name="locate",
+            what=what,
+            forwards=cost.block_forwards,
+            seconds=cost.seconds,
+            memory=cost.memory,
+        ),
+    ]
+
+
+def _editing(options: RunOptions, method: str, pace: Pace, images: int) -> Step:
+    return solving(pace, method, options.max_edits, min(images, _preserved(method) or images), beside=images)
+
+
+def solving(pace: Pace, method: str, edits: int, preserved: float, beside: float = 0.0) -> Step:
+    """One solve: keys or states of what is preserved, and gradient steps for each edit.
+
+    Args:
+        preserved: inputs whose keys are read; beside: inputs of other passes, such as those that find errors.
+    """
+    fields = {field.name: field.default for field in dataclasses.fields(editors()[method])}
+    asked = next((fields[name] for name in ("steps", "head_steps") if isinstance(fields.get(name), int)), _STEPS)
+    steps = int(asked) if isinstance(asked, int) else _STEPS
+    # The patcher and the head work behind the last block alone, on states that one pass gives.
+    inside = 0.0 if method in ("patcher", "head") else 3.0 * steps * edits
+    inputs = preserved + beside + 8 * edits
+    return Step(
+        name=f"edit, {method}",
+        what=f"{edits} edits, {preserved:.0f} inputs preserved",
+        forwards=pace.forwards(inputs + inside),
+        seconds=pace.passes(inputs) + inside / 3 * pace.trained,
+        memory=max(256 * pace.alive, edits * pace.kept, pace.weights),
+    )
+
+
+def _preserved(method: str) -> int:
+    """Inputs that an editor preserves at most; 0 where it takes all."""
+    fields = {field.name: field.default for field in dataclasses.fields(editors()[method])}
+    default = fields.get("preserved", 0)
+    return default if isinstance(default, int) else 0
+
+
+def _proof(options: RunOptions, split: Split) -> int:
+    """Images that the edit is judged on."""
+    held = 0 if options.held_out_from == "none" else len(split.held_out)
+    if options.edit_from not in ("train", "val"):
+        site = open_part(options.edit_from, image_size_of(options), None)
+        held += round((1 - options.stream_ratio) * len(site))
+    return held
+
+
+def _evaluating(options: RunOptions, pace: Pace, held: int, methods: int) -> Step:
+    views = 2 * options.max_edits * (1 + (options.n_views if options.views != "none" else 0))
+    inputs = held * (1 + methods) + views * methods
+    return passes(pace, "eval", f"{held} held-out images before and after, {options.n_views} views an edit", inputs)

@@ -1,0 +1,119 @@
+"""A plan: the steps of a command with what each costs, and how it is told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from rich import box
+from rich.table import Table
+from rich.text import Text
+
+from weightsmith.run.outcome import Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Step:
+    """One thing that would be done.
+
+    Attributes:
+        name: in a word or two; what: in a sentence part.
+        forwards: block forwards, a backward pass counted as two of them.
+        seconds: how long it takes on this machine.
+        memory: bytes that it needs at a time beside the weights: activations, pieces, statistics, optimizer.
+        there: whether it is there already, and would be skipped.
+    """
+
+    name: str
+    what: str
+    forwards: float = 0.0
+    seconds: float = 0.0
+    memory: int = 0
+    there: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Plan:
+    """What a command would do.
+
+    Attributes:
+        command: its name.
+        steps: in their order.
+        folder: what it would fill, as far as that is known.
+        weights: bytes of the networks that are in memory throughout.
+        notes: what is a bound or a guess, and how the time was estimated.
+    """
+
+    command: str
+    steps: Sequence[Step]
+    folder: Path | None = None
+    weights: int = 0
+    notes: Sequence[str] = field(default_factory=tuple)
+
+    @property
+    def waiting(self) -> list[Step]:
+        """The steps that would be done."""
+        return [step for step in self.steps if not step.there]
+
+    @property
+    def forwards(self) -> float:
+        return sum(step.forwards for step in self.waiting)
+
+    @property
+    def seconds(self) -> float:
+        return sum(step.seconds for step in self.waiting)
+
+    @property
+    def memory(self) -> int:
+        """Bytes at a time: the weights, and the largest need of a step. Python and its libraries are not counted."""
+        return self.weights + max((step.memory for step in self.waiting), default=0)
+
+    def outcome(self) -> Outcome:
+        """The plan as what the command came to."""
+        there = len(self.steps) - len(self.waiting)
+        skipped = f", {there} of them there already" if there else ""
+        where = f" into {self.folder}" if self.folder is not None else ""
+        told = (
+            f"weightsmith {self.command} would do {len(self.steps)} steps{skipped}{where}: {self.forwards:,.0f} block "
+            f"forwards, about {duration(self.seconds)}, {amount(self.memory)} of memory beside Python's own. Nothing was "
+            "written."
+        )
+        total = {"forwards": self.forwards, "seconds": self.seconds, "memory": self.memory, "weights": self.weights}
+        return Outcome(
+            command=self.command,
+            figures={
+                "dry_run": True,
+                "would_fill": None if self.folder is None else str(self.folder),
+                "steps": [asdict(step) for step in self.steps],
+                "total": total,
+            },
+            summary=[told],
+            notes=self.notes,
+            shown=[_table(self.steps), told, *self.notes],
+        )
+
+
+def duration(seconds: float) -> str:
+    """Seconds as people say them."""
+    if seconds < 90:
+        return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+    if seconds < 5400:
+        return f"{seconds / 60:.0f} min"
+    return f"{seconds / 3600:.1f} h" if seconds < 48 * 3600 else f"{seconds / 86400:.1f} days"
+
+
+def amount(size: float) -> str:
+    """Bytes as people say them."""
+    return f"{size / 1e9:.1f} GB" if size >= 1e9 else f"{size / 1e6:.0f} MB" if size >= 1e7 else f"{size / 1e6:.1f} MB"
+
+
+def _table(steps: Sequence[Step]) -> Table:
+    table = Table(title="What would be done", box=box.SIMPLE_HEAD)
+    for heading in ("step", "what", "block forwards", "time", "memory"):
+        table.add_column(heading, justify="left" if heading in ("step", "what") else "right", no_wrap=heading != "what")
+    for step in steps:
+        costs = (f"{step.forwards:,.0f}" if step.forwards else "-", duration(step.seconds), amount(step.memory))
+        cells = ("is there", "-", "-") if step.there else costs
+        table.add_row(*(Text(cell) for cell in (step.name, step.what, *cells)), style="dim" if step.there else "")
+    return table
