@@ -211,7 +211,7 @@ def attention_maps(image: np.ndarray, maps: Mapping[str, np.ndarray], grid: tupl
     figure = _overlays(panels, len(panels), symmetric(np.array(cells)), label, "")
     bar = figure.axes[-1]
     bar.yaxis.set_major_locator(MaxNLocator(integer=True, nbins=7))
-    bar.yaxis.set_major_formatter(lambda value, _: f"{2.0**value:g}")
+    bar.yaxis.set_major_formatter(lambda value, _: f"{2.0**value:.2g}")
     return figure
 
 
