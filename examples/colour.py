@@ -37,7 +37,7 @@ def main(arguments: list[str] | None = None) -> None:
         trained = BaselineOptions(
             data_path=given.data_path, model=given.preset, run_name=name, runs_dir=given.runs_dir, resume=True
         )
-        model = str(baseline(trained))
+        model = str(baseline(trained).folder)
     common = {
         "model": model,
         "data_path": given.data_path,

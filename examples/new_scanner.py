@@ -33,7 +33,7 @@ def main(arguments: list[str] | None = None) -> None:
                 data_path=given.data_path, model=given.model, epochs=given.epochs, run_name="home", runs_dir=given.runs_dir,
                 resume=True,
             )
-        )
+        ).folder
     )  # fmt: skip
     run(
         RunOptions(

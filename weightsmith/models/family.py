@@ -82,7 +82,7 @@ class Family:
     """One architecture: blocks, tokens, sites and linear maps by module path.
 
     `rotary` is the module that gives (cos, sin) of the positions, from the network's root, where blocks are handed them:
-    None where positions are embedded, or where each attention turns its queries and keys by itself. `partial` says that a
+    None where positions are embedded; where a network has no such module, each attention turns its queries and keys. `partial` says that a
     block may be without its attention or without its MLP; the sites of what is not there are not there either. `scaled` says
     that a factor a channel may lie between what a block's maps give and what is added to the stream. `fits` is
     what tells networks of one model type apart: attribute, counted from the root, → what it must be, a module by the name of
@@ -216,7 +216,7 @@ class Family:
             inside += [f"{block}.{path}" for path in (parts.norm1, parts.norm2, parts.mlp, *parts.qkv, parts.output)]
         if self.partial:
             inside = [path for path in inside if not path.startswith(f"{block}.")]
-        named = [self.blocks, self.classifier, *self.tail, *([self.rotary] if self.rotary else []), *inside]
+        named = [self.blocks, self.classifier, *self.tail, *inside]
         missing = [path for path in named if path not in there]
         if missing:
             raise WeightsmithError(

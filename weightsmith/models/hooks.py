@@ -154,7 +154,7 @@ def _hooked(bound: BoundSite, look: Callable[[Tensor], Tensor | None]) -> Iterat
         return ((new, *args[1:]), kwargs) if args else (args, kwargs | {"hidden_states": new})
 
     def after(_: nn.Module, __: tuple[Any, ...], output: Any) -> Any:
-        if bound.item is None:
+        if bound.item is None or isinstance(output, Tensor):  # newer versions give the tensor that older ones wrap
             return look(output)
         new = look(output[bound.item])
         return None if new is None else (*output[: bound.item], new, *output[bound.item + 1 :])

@@ -296,7 +296,7 @@ class Model:
         place, contexts = self.family.sites["resid.out"], self.contexts(hidden)
         for block, context in zip(self.blocks[layer:], contexts[layer:], strict=True):
             given = block(hidden, **context)
-            hidden = given if place.item is None else given[place.item]
+            hidden = given if place.item is None or isinstance(given, Tensor) else given[place.item]
         return hidden
 
     def read_out(self, hidden: Tensor) -> Tensor:
@@ -318,11 +318,17 @@ class Model:
         config: Any = self.module.config
         masks = create_masks_for_generate(config, hidden, None, None, position_ids=positions)  # no padding, no cache
         every: dict[str, Any] = {"position_ids": positions}
-        if self.family.rotary is not None:
-            every["position_embeddings"] = self.module.get_submodule(self.family.rotary)(hidden, positions)
+        rotary = self._rotary()
+        if rotary is not None:
+            every["position_embeddings"] = rotary(hidden, position_ids=positions)
         if isinstance(masks, dict):  # by kind of block, where some see a window only
             return [every | {"attention_mask": masks[kind]} for kind in config.layer_types[: self.n_layers]]
         return [every | {"attention_mask": masks}] * self.n_layers
+
+    def _rotary(self) -> nn.Module | None:
+        """What turns queries and keys, where blocks are handed its turns; older versions of GPT-J's attention turn by themselves."""
+        path = self.family.rotary
+        return None if path is None else dict(self.module.named_modules()).get(path)
 
     def window(self, layer: int) -> int | None:
         """Tokens that a token of the block looks back to, itself included; None where it sees all before it."""
