@@ -122,6 +122,7 @@ def load_examples(path: Path | str) -> list[Examples]:
 @torch.no_grad()
 def _probabilities(model: Model, pixels: Tensor, batch: int = 256) -> Tensor:
     pieces = [
-        model.logits(model.preprocess(chunk, model.device)).float().softmax(-1).cpu() for chunk in pixels.split(batch)
+        model.logits(model.preprocess(pixels[first : first + batch], model.device)).float().softmax(-1).cpu()
+        for first in range(0, len(pixels), batch)
     ]
     return torch.cat(pieces)

@@ -13,8 +13,7 @@ from rich.table import Table
 from rich.text import Text
 
 from weightsmith.report.comparison import MEASURES
-from weightsmith.report.locate_page import figures_section, tables_section
-from weightsmith.report.render import PageInputs, page_of
+from weightsmith.report.render import PageInputs, figures_section, page_of, tables_section
 from weightsmith.report.words import Row, number
 
 _ABOUT = (

@@ -128,11 +128,7 @@ def front_chart(rows: Sequence[Row], chosen: Sequence[tuple[str, str]] = ()) -> 
     lines = [Line("Pareto front", [Point(*spot) for spot in front], steps=True, quiet=True, dash=1)]
     for row in rows:
         name = str(row["model"])
-        spot = Point(
-            *(number(row[key]) for key in ("ms_8", "accuracy", "accuracy_low", "accuracy_high")),
-            told="; ".join(purposes.get(name, ())),
-            chosen=name in purposes,
-        )
+        spot = Point.of(row, "ms_8", "accuracy", "; ".join(purposes.get(name, ())), name in purposes)
         lines.append(Line(name + (" (baseline)" if row["baseline"] and name != "baseline" else ""), [spot]))
     return Chart(
         title="Accuracy against time",

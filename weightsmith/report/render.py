@@ -76,7 +76,7 @@ def page_of(inputs: PageInputs) -> str:
 
 
 def figures_section(
-    figures: Sequence[tuple[str, Figure | Sequence[Block]]], title: str = "Figures", id: str = "figures"
+    figures: Sequence[tuple[str, Figure | Sequence[Block]]], title: str = "Figures", address: str = "figures"
 ) -> PageSection:
     """Figures in their order, each with its number and caption; blocks stand for a figure that the page draws itself."""
     shown: list[Block] = []
@@ -87,7 +87,7 @@ def figures_section(
             shown += [*others, captioned(last, told)]
         else:
             shown.append(Picture(figure=drawn, caption=told, alt=alternative_text(caption, drawn)))
-    return PageSection(id, title, shown)
+    return PageSection(address, title, shown)
 
 
 def captioned(block: Block, caption: str) -> Block:
@@ -98,11 +98,11 @@ def captioned(block: Block, caption: str) -> Block:
 def tables_section(
     tables: Sequence[tuple[str, Sequence[Row]] | tuple[str, Sequence[Row], str]],
     title: str = "Tables",
-    id: str = "tables",
+    address: str = "tables",
 ) -> PageSection:
     """Those of the tables that have rows: title, rows, and the CSV file that has all of them."""
     blocks = [TableBlock(title=one[0], rows=one[1], file=one[2] if len(one) > 2 else "") for one in tables if one[1]]
-    return PageSection(id, title, blocks)
+    return PageSection(address, title, blocks)
 
 
 @cache

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -13,9 +14,10 @@ from weightsmith import report
 from weightsmith.edit import editors
 from weightsmith.edit.lora_native import LoRAOptions
 from weightsmith.errors import WeightsmithError, did_you_mean
-from weightsmith.files import user_path, write_csv, write_json
+from weightsmith.files import user_path, write_csv, write_json, write_text
+from weightsmith.report.ablation_page import AblationInputs, build_ablation
 from weightsmith.run.ablate_lora import LoraAblation
-from weightsmith.run.ablate_replay import ReplayAblation
+from weightsmith.run.ablate_replay import CURVE, ReplayAblation
 from weightsmith.run.ablating import Ablation
 from weightsmith.run.benches import ImageBench
 from weightsmith.run.benching import batch_of
@@ -25,11 +27,13 @@ from weightsmith.run.planned import planned
 from weightsmith.run.session import Kin, at_least, distinct, flag, session
 from weightsmith.run.trials import Trial, run_trials, titled
 
+PAGE = "report.html"
+
 KIN = Kin(
     commands=("ablate lora", "ablate replay"),
     called="ablate",
     another="another ablation",
-    results=(PLAN, REQUESTS, "*_ablation.csv", "forgetting_curve.csv", "figures", "summary.json"),
+    results=(PLAN, REQUESTS, "*_ablation.csv", "forgetting_curve.csv", "figures", "summary.json", PAGE),
     inside=("cells",),
     worth=("cells/*.json",),
 )
@@ -65,12 +69,26 @@ def ablate(options: AblateOptions) -> Path:
             report.save(figure, folder.figures / f"{name}.png")
         summary = [*_summary(ablation, trials), *found.summary]
         write_json(folder.results / "summary.json", {"command": command, "summary": summary, "notes": notes})
+        inputs = AblationInputs(
+            title=f"{folder.path.name}: an ablation of {ablation.method}",
+            way=way,
+            summary=summary,
+            notes=notes,
+            figures=found.figures,
+            curve=found.tables.get(CURVE, ()),
+            tables=found.tables,
+            failed=[(titled(trial.setting), trial.error) for trial in trials if trial.error],
+            config=asdict(options),
+            env=folder.env(),
+        )
+        write_text(folder.results / PAGE, build_ablation(inputs))
     console = Console()
     console.print(found.shown)
     for sentence in (*summary, *notes):
         console.print(sentence, soft_wrap=True, highlight=False, markup=False)
     _tell_failures(console, trials, next(iter(found.tables)))
-    console.print(f"[bold]{escape(str(folder.path))}[/] holds everything", soft_wrap=True)
+    where, read = escape(str(folder.path)), escape(str(folder.results / PAGE))
+    console.print(f"[bold]{where}[/] holds everything; the page to read is {read}", soft_wrap=True)
     return folder.path
 
 

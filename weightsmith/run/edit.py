@@ -30,6 +30,7 @@ from weightsmith.files import user_path, write_csv, write_json
 from weightsmith.models import Model, save
 from weightsmith.request import TextRequest
 from weightsmith.run.cards import facts_card
+from weightsmith.run.edit_page import PAGE, write_page
 from weightsmith.run.editing import check_layer_flags
 from weightsmith.run.fact_run import of_auto
 from weightsmith.run.folder import RunFolder
@@ -53,6 +54,7 @@ KIN = Kin(
     another="another command",
     results=(
         "requests.json", "edit_log.csv", "*_edit_log.csv", "knowledge_report.csv", "answers.csv", "summary.json", "stream.csv",
+        PAGE,
     ),
     inside=("delta*.safetensors", "edited", "edits", "adapter*"),
     worth=("edits/journal.jsonl",),
@@ -102,12 +104,16 @@ def edit(options: EditOptions) -> Path:
         rows = write_results(options, folder, model, requests, deltas, before, kept, asked)
         summary = _summary(requests, deltas, repeated)
         write_json(folder.results / "summary.json", {"command": "edit", "summary": summary, "rows": len(rows)})
+        page = write_page(options, folder, asked, summary, rows)
     console = Console()
     console.print(measures_table(rows))
     for sentence in summary:
         console.print(sentence, soft_wrap=True, highlight=False, markup=False)
     place = escape(str(folder.path))
-    console.print(f"[bold]{place}[/] holds everything; {place}/edited is the edited model", soft_wrap=True)
+    console.print(
+        f"[bold]{place}[/] holds everything; {place}/edited is the edited model, the page to read is {escape(str(page))}",
+        soft_wrap=True,
+    )
     return folder.path
 
 

@@ -67,13 +67,11 @@ def _edits(folder: RunFolder, options: RunOptions, examples: Sequence[Examples])
             delta = Delta.load(path)
             rows = edit_rows(delta)
             known = seen.get(delta.info["method"])
-            if known is not None and len(known.names) == len(rows):
-                before, after = known.before.numpy(), known.after.numpy()
-            else:  # not evaluated yet, or with other requests
-                before = after = None
-            batches.append(
-                report.EditedBatch(delta.info["method"], delta.info["layers"], rows, images, before, after)
-            )
+            if known is None or len(known.names) != len(rows):  # not evaluated yet, or with other requests
+                batches.append(report.EditedBatch(delta.info["method"], delta.info["layers"], rows, images))
+                continue
+            before, after = known.before.numpy(), known.after.numpy()
+            batches.append(report.EditedBatch(delta.info["method"], delta.info["layers"], rows, images, before, after))
     return batches
 
 

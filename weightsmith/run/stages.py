@@ -159,7 +159,7 @@ def run_edit(job: Job) -> None:
 
 
 def run_eval(job: Job) -> None:
-    """`evaluation_report.csv`, `confusion_matrix.csv/.png`, `predictions.csv`, `examples.safetensors` and the card of `edited/`."""
+    """`evaluation_report.csv`, `confusion_matrix.csv/.png`, `predictions.csv`, `examples.safetensors`, card of `edited/`."""
     options, out = job.options, job.folder.results
     check_split(job)
     requests = load_requests(out / "requests.safetensors")
@@ -193,9 +193,7 @@ def run_eval(job: Job) -> None:
                 before=before,
             )
             before = reports[method].before
-            shown += evaluate.examples(
-                job.trained, requests, images, delta, reports[method], method=method, part=part
-            )
+            shown += evaluate.examples(job.trained, requests, images, delta, reports[method], method=method, part=part)
             rows += [{"method": method, "part": part, **row} for row in reports[method].rows(job.source.class_names)]
         cells += confusion_rows(part, reports)
         predictions += prediction_rows(part, reports, job.source.class_names)
@@ -281,7 +279,10 @@ STAGES: dict[str, Stage] = {
         run_eval,
         ("views", "n_views"),
         ("edit",),
-        _in_results("evaluation_report.csv", "confusion_matrix.csv", "confusion_matrix.png", "predictions.csv", "examples.safetensors"),
+        _in_results(
+            "evaluation_report.csv", "confusion_matrix.csv", "confusion_matrix.png", "predictions.csv",
+            "examples.safetensors",
+        ),
     ),
 }  # fmt: skip
 """The stages in their order."""

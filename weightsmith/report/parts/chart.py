@@ -9,10 +9,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import pairwise
 from typing import ClassVar, Literal
 
 from weightsmith.errors import WeightsmithError
 from weightsmith.report.parts.blocks import Block
+from weightsmith.report.words import Row, number
 
 WIDTH, HEIGHT = 640, 340
 LEFT, RIGHT, TOP, BOTTOM = 62, 16, 14, 46
@@ -51,6 +53,12 @@ class Point:
     high: float = math.nan
     told: str = ""
     chosen: bool = False
+
+    @classmethod
+    def of(cls, row: Row, x: str, y: str, told: str = "", chosen: bool = False) -> Point:
+        """Of the columns of a row: x, y, and y_low and y_high where it has them."""
+        low, high = (number(row.get(f"{y}{end}", "")) for end in ("_low", "_high"))
+        return cls(number(row[x]), number(row[y]), low, high, told, chosen)
 
 
 @dataclass(frozen=True)
@@ -136,6 +144,16 @@ class Chart(Block):
                 count += 1
             look = count if line.look is None else line.look
             found.append(self._drawn(line, look))
+        return self._set_apart(found)
+
+    def _set_apart(self, found: list[Drawn]) -> list[Drawn]:
+        """Lines a little aside of each other where their intervals would cover each other."""
+        marked = [place for place, line in enumerate(self.lines) if not line.quiet and line.joined]
+        if len(marked) < 2 or all(math.isnan(p.low) for place in marked for p in self.lines[place].points):
+            return found
+        step = min(4.0, 24.0 / len(marked))
+        for rank, place in enumerate(marked):
+            found[place] = found[place].moved(round(step * (rank - (len(marked) - 1) / 2), 1))
         return found
 
     @cached_property
@@ -183,16 +201,12 @@ class Chart(Block):
             )
             for point in points
         ]
-        join = "H{x}V{y}" if line.steps else "L{x} {y}"
-        path = ""
-        if line.joined and len(spots) > 1:
-            path = f"M{spots[0].x} {spots[0].y}" + "".join(join.format(x=spot.x, y=spot.y) for spot in spots[1:])
         return Drawn(
             name=line.name,
             look="quiet" if line.quiet else f"c{look % COLOURS}",
             mark="" if line.quiet else _MARKS[look % len(_MARKS)],
             dash=_DASHES[line.dash % len(_DASHES)],
-            path=path,
+            join=("H{x}V{y}" if line.steps else "L{x} {y}") if line.joined else "",
             spots=spots,
         )
 
@@ -256,14 +270,26 @@ class Spot:
 
 @dataclass(frozen=True)
 class Drawn:
-    """A line as it is drawn: colour class, mark and dash as SVG, the path through its spots."""
+    """A line as it is drawn: colour class, mark and dash as SVG, how its spots are joined."""
 
     name: str
     look: str
     mark: str
     dash: str
-    path: str
+    join: str
     spots: list[Spot]
+
+    @property
+    def path(self) -> str:
+        """Through the spots; "" where they are not joined."""
+        if not self.join or len(self.spots) < 2:
+            return ""
+        first, *others = self.spots
+        return f"M{first.x} {first.y}" + "".join(self.join.format(x=spot.x, y=spot.y) for spot in others)
+
+    def moved(self, aside: float) -> Drawn:
+        """The line so many units to the right."""
+        return replace(self, spots=[replace(spot, x=round(spot.x + aside, 1)) for spot in self.spots])
 
 
 def chosen_at(line: Line, x: float) -> Line:
@@ -319,7 +345,7 @@ def _apart(spots: Sequence[float], place: Callable[[float], float], least: float
 
 def _label(value: float, among: Sequence[float], percent: bool) -> str:
     factor = 100 if percent else 1
-    steps = [abs(b - a) * factor for a, b in zip(among, among[1:], strict=False)]
+    steps = [abs(b - a) * factor for a, b in pairwise(among)]
     least = min((step for step in steps if step > 0), default=abs(value * factor) or 1.0)
     decimals = min(max(0, -math.floor(math.log10(least) + 1e-9)), 6)
     if abs(value * factor) >= 1e5 or decimals == 6:

@@ -9,7 +9,7 @@ from typing import ClassVar
 
 from weightsmith.report.parts.blocks import Block
 
-STRONG = 0.62
+STRONG = 0.7
 """Share of the scale from which a cell's ground is so strong that its text takes the other ink."""
 
 MOST_COLUMNS_WITH_TEXT = 16

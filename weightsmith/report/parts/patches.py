@@ -68,7 +68,9 @@ class Patches(Block):
     @property
     def limit(self) -> float:
         """The largest number, of either sign."""
-        sizes = [np.abs(one.values[np.isfinite(one.values)]).max(initial=0.0) for row in self.images for one in row.maps]
+        sizes = [
+            np.abs(one.values[np.isfinite(one.values)]).max(initial=0.0) for row in self.images for one in row.maps
+        ]
         return float(max(sizes, default=0.0)) or 1.0
 
     @property
@@ -80,7 +82,8 @@ class Patches(Block):
     @property
     def shown(self) -> list[PatchRow]:
         """The images that there is room for."""
-        room, found = MOST_PATCHES, []
+        room = MOST_PATCHES
+        found: list[PatchRow] = []
         for row in self.images:
             room -= sum(one.values.size for one in row.maps)
             if room < 0 and found:
