@@ -244,7 +244,9 @@ def kept_heads_blocks(models: Sequence[tuple[str, Kept]], whole: Shape) -> list[
             column_title="head",
             cells=cells,
             empty="not in the whole model",
-            notes=["Blue stays, grey is removed; beside each block, how many of its MLP neurons stay."],
+            notes=[
+                "A disc: the head stays; a dash: it is removed. Beside each block, how many of its MLP neurons stay."
+            ],
         )
         panels.append((name, [heat]))
     return [Tabs(label="Models", panels=panels)] if panels else []

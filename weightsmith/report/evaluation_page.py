@@ -125,7 +125,9 @@ def front_chart(rows: Sequence[Row], chosen: Sequence[tuple[str, str]] = ()) -> 
     for purpose, model in chosen:
         purposes.setdefault(model, []).append(purpose)
     front = sorted((number(row["ms_8"]), number(row["accuracy"])) for row in rows if row["pareto"])
-    lines = [Line("Pareto front", [Point(*spot) for spot in front], steps=True, quiet=True, dash=1)]
+    lines: list[Line] = []
+    if len(front) > 1:
+        lines.append(Line("Pareto front", [Point(*spot) for spot in front], steps=True, quiet=True, dash=1))
     for row in rows:
         name = str(row["model"])
         spot = Point.of(row, "ms_8", "accuracy", "; ".join(purposes.get(name, ())), name in purposes)

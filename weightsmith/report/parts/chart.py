@@ -16,8 +16,8 @@ from weightsmith.errors import WeightsmithError
 from weightsmith.report.parts.blocks import Block
 from weightsmith.report.words import Row, number
 
-WIDTH, HEIGHT = 640, 340
-LEFT, RIGHT, TOP, BOTTOM = 62, 16, 14, 46
+WIDTH, HEIGHT = 520, 310
+LEFT, RIGHT, TOP, BOTTOM = 66, 14, 14, 50
 """Room around the plot, in the same units: those of the SVG's view box."""
 
 COLOURS = 7
@@ -167,7 +167,7 @@ class Chart(Block):
         (left, right), (low, high) = self._x_ends, self._y_ends
         x_ticks = [spot for spot in self.x_ticks if left <= spot <= right] or _ticks(left, right, self.x_axis)
         y_ticks = _ticks(low, high, self.y_axis)
-        x_ticks = _apart(x_ticks, self._x, 46)
+        x_ticks = _apart(x_ticks, self._x, 44)
         return (
             [(self._x(spot), _label(spot, x_ticks, self.x_percent)) for spot in x_ticks],
             [(self._y(spot), _label(spot, y_ticks, self.y_percent)) for spot in y_ticks],
