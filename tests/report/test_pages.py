@@ -12,6 +12,7 @@ from weightsmith.report.edit_page import EditInputs, build_edit
 from weightsmith.report.merge_page import build_merge
 from weightsmith.report.parts import Words
 from weightsmith.report.render import PageSection
+from weightsmith.report.search_section import search_section
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -63,6 +64,29 @@ def test_a_merge_says_how_far_its_sources_lie_apart_and_what_was_not_merged() ->
         "b" * 64,
     ):
         assert told in words
+
+
+def test_a_search_is_a_section_of_the_merge_with_its_choice_ringed() -> None:
+    rows = [
+        {
+            "coefficient": at,
+            "data": data,
+            "role": role,
+            "val_accuracy": at / 2,
+            "val_low": 0,
+            "val_high": 1,
+            "reference": 0.9,
+        }
+        for at in (0.0, 0.5, 1.0)
+        for data, role in ((SCRIPT, "task"), ("digits", "control"))
+    ]
+    test = [{"data": SCRIPT, "backbone": "own", "test_accuracy": 0.5, "test_low": 0.4, "test_high": 0.6, "test_n": 90}]
+    record = {"coefficient": 0.5, "control_keep": 0.95, "coefficients": [0.0, 0.5, 1.0], "test": test}
+    text = build_merge(MERGED, "m", [search_section(rows, record)])
+    assert text.count('<circle class="ring" r="9">') == 2
+    words = Page(text).words()
+    assert "The coefficient 0.5 was chosen on validation data among 3. The control had to keep 95%" in words
+    assert "merged: validation accuracy 25.0% (0.0% to 100.0%) at coefficient 0.5; chosen on validation data" in words
 
 
 def test_a_stream_shows_what_holds_by_batch_and_facts_by_whether_they_were_taken() -> None:

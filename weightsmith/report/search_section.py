@@ -34,7 +34,9 @@ def search_section(rows: Sequence[Row], record: Mapping[str, Any]) -> PageSectio
             y_title="validation accuracy",
         )
         panels.append((name, [chart]))
-    told = f"The coefficient {record['coefficient']:g} was chosen on validation data among {len(record['coefficients'])}."
+    told = (
+        f"The coefficient {record['coefficient']:g} was chosen on validation data among {len(record['coefficients'])}."
+    )
     if record["control_keep"] is not None:
         told += f" The control had to keep {record['control_keep']:.0%} of the base's accuracy."
     tests = [
