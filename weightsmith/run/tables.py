@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -107,3 +108,19 @@ def _told(probabilities: Tensor, seen: Predictions, every: bool) -> list[list[fl
         return probabilities.tolist()
     wanted = torch.stack([seen.classes, seen.labels], 1)
     return probabilities.gather(1, wanted).tolist()
+
+
+def numbers(row: Mapping[str, str]) -> dict[str, object]:
+    """The row of a CSV file with its numbers as numbers, and None for empty fields."""
+    return {name: _number(text) for name, text in row.items()}
+
+
+def _number(text: str) -> object:
+    if not text:
+        return None
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    return {"True": True, "False": False}.get(text, text)
