@@ -12,7 +12,7 @@ from matplotlib.collections import FillBetweenPolyCollection, PathCollection
 from weightsmith.effects import Effects
 from weightsmith.errors import WeightsmithError
 from weightsmith.locate.screen import rank_correlation
-from weightsmith.report import heatmaps, maps
+from weightsmith.report import curves, heatmaps, maps, scatter
 from weightsmith.site import SUBJECT_TOKENS, Site
 
 
@@ -63,8 +63,8 @@ MANY = [site for kind in KINDS for span in (1, 3, 5) for site in layers(kind, sp
 )
 def test_curves_draw_exactly_their_rows(measured, given, laid_out):
     effects = [measured(sites, samples) for sites, samples in given]
-    rows = maps.layer_curve_rows(effects)
-    figure = maps.layer_curves(effects)
+    rows = curves.layer_curve_rows(effects)
+    figure = curves.layer_curves(effects)
     groups = [
         list(g) for _, g in itertools.groupby(rows, lambda r: (r["kind"], r["tokens"], r["window"], r["measurement"]))
     ]
@@ -83,7 +83,7 @@ def test_curves_draw_exactly_their_rows(measured, given, laid_out):
 
 def test_a_window_stands_dashed_at_its_middle_right_after_the_single_layers_of_its_kind(measured):
     effects = measured(layers(span=3) + layers("attn.out") + layers())
-    axes = maps.layer_curves([effects]).axes[0]
+    axes = curves.layer_curves([effects]).axes[0]
     lines = [line for line in axes.lines if line.get_marker() != "None"]
     assert [line.get_label() for line in lines] == [
         "mlp.out, single layer",
@@ -98,13 +98,13 @@ def test_a_window_stands_dashed_at_its_middle_right_after_the_single_layers_of_i
 
 
 def test_a_window_alone_says_that_the_single_layers_are_missing(measured):
-    legend = maps.layer_curves([measured(layers(span=3))]).legends[0]
+    legend = curves.layer_curves([measured(layers(span=3))]).legends[0]
     assert [text.get_text() for text in legend.texts] == ["mlp.out, window of 3 (single layers not measured)"]
 
 
 def test_lines_that_differ_in_nothing_else_are_told_apart(measured):
     effects = [measured(layers()), measured(layers(), seed=1), measured(layers(), seed=2, sever=["attn.out"])]
-    figure = maps.layer_curves(effects)
+    figure = curves.layer_curves(effects)
     assert [text.get_text() for text in figure.legends[0].texts] == [
         "mlp.out, single layer (measurement 1)",
         "mlp.out, single layer (measurement 2)",
@@ -117,7 +117,7 @@ def test_lines_that_differ_in_nothing_else_are_told_apart(measured):
 def test_many_lines_get_panels_on_one_scale(measured):
     kinds = ("mlp.out", "attn.out", "resid.out", "resid.mid")
     effects = measured([site for kind in kinds for span in (1, 3) for site in layers(kind, span=span)])
-    figure = maps.layer_curves([effects])
+    figure = curves.layer_curves([effects])
     assert [axes.get_title() for axes in figure.axes] == list(kinds)
     assert len({axes.get_ylim() for axes in figure.axes}) == 1
 
@@ -130,30 +130,30 @@ def test_kinds_have_colours_of_their_own():
 
 def test_one_sample_has_no_interval_and_samples_without_the_site_do_not_count(measured):
     one = measured(layers(), samples=1)
-    assert all(math.isnan(row["low"]) for row in maps.layer_curve_rows([one]))
+    assert all(math.isnan(row["low"]) for row in curves.layer_curve_rows([one]))
     values = measured(layers()).values.clone()
     values[1:, 2] = values[:, 4] = math.nan
-    rows = maps.layer_curve_rows([replace(measured(layers()), values=values)])
+    rows = curves.layer_curve_rows([replace(measured(layers()), values=values)])
     assert [math.isnan(row["low"]) for row in rows] == [False, False, True, False, True, False]
     assert [row["n"] for row in rows] == [6, 6, 1, 6, 0, 6]
 
 
 def test_curves_leave_heads_many_positions_and_the_classifier_to_others(measured):
     sites = [*heads(), *positions(tokens=20), Site("classifier.value"), *layers()]
-    assert {row["site"] for row in maps.layer_curve_rows([measured(sites)])} == {str(site) for site in layers()}
+    assert {row["site"] for row in curves.layer_curve_rows([measured(sites)])} == {str(site) for site in layers()}
     for nothing in ([], heads(), positions(tokens=20)):
         with pytest.raises(WeightsmithError, match="no curves"):
-            maps.layer_curves([measured(nothing)] if nothing else [])
+            curves.layer_curves([measured(nothing)] if nothing else [])
 
 
 def test_different_metrics_share_no_axis(measured):
     effects = measured(layers())
     with pytest.raises(WeightsmithError, match="in probability and in negative KL divergence"):
-        maps.layer_curves([effects, replace(effects, metric="kl")])
+        curves.layer_curves([effects, replace(effects, metric="kl")])
     shares = replace(effects, info={"normalised": True})
     with pytest.raises(WeightsmithError, match="share"):
-        maps.layer_curves([effects, shares])
-    assert maps.layer_curves([shares]).axes[0].get_ylabel() == "mean effect (share of the corruption's effect)"
+        curves.layer_curves([effects, shares])
+    assert curves.layer_curves([shares]).axes[0].get_ylabel() == "mean effect (share of the corruption's effect)"
 
 
 # --- heat maps
@@ -289,8 +289,8 @@ def test_maps_say_what_to_measure_when_there_is_nothing_to_draw(measured):
 def test_the_scatter_draws_exactly_its_rows(measured, laid_out):
     exact = measured(heads(12, 12), seed=1)
     screen = replace(exact, values=exact.values + measured(heads(12, 12), seed=2).values)
-    figure = maps.screen_scatter(screen, exact, 0.7, 10)
-    rows = maps.screen_rows(screen, exact, 10)
+    figure = scatter.screen_scatter(screen, exact, 0.7, 10)
+    rows = scatter.screen_rows(screen, exact, 10)
     for name, found in (("exact_top", exact), ("screened_top", screen)):
         largest = np.argsort(-np.abs(found.mean().numpy()))[:10]  # by size: a harmful site matters as well
         assert {row["site"] for row in rows if row[name]} == {str(found.sites[i]) for i in largest}
@@ -306,14 +306,14 @@ def test_the_scatter_draws_exactly_its_rows(measured, laid_out):
 def test_the_scatter_compares_the_sites_and_samples_that_both_have(measured):
     exact, screen = measured(heads()[:5], 4), measured(heads()[3:], 6)
     exact = replace(exact, samples=("val/5", "val/1", "other", "val/2"))
-    rows = maps.screen_rows(screen, exact, 1)
+    rows = scatter.screen_rows(screen, exact, 1)
     assert [row["site"] for row in rows] == [str(site) for site in heads()[3:5]]
     assert [row["screened"] for row in rows] == pytest.approx(screen.values[[1, 2, 5], :2].mean(0).tolist())
     assert [row["exact"] for row in rows] == pytest.approx(exact.values[[0, 1, 3], 3:].mean(0).tolist())
     assert sorted(row["exact_rank"] for row in rows) == [1, 2]
     for other, top in ((measured(layers()), 1), (replace(exact, samples=tuple("abcd")), 1), (exact, 0)):
         with pytest.raises(WeightsmithError, match="at some of its sites"):
-            maps.screen_rows(screen, other, top)
+            scatter.screen_rows(screen, other, top)
 
 
 def test_rank_correlation_is_spearmans():

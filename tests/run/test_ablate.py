@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -80,6 +81,9 @@ def told(talker: Path) -> Callable[..., tuple[ws.Model, list[ws.TextRequest], ws
 def assert_figures(run: Path, names: list[str]) -> None:
     """The figures are there, and no blank sheets."""
     assert sorted(path.stem for path in (run / "figures").iterdir()) == sorted(names)
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert len(set(re.findall(r">Figure (\d+)\. ", page))) == len(names)
+    assert ('svg class="chart"' in page) is ("forgetting_curve" in names)
     for path in (run / "figures").iterdir():
         pixels = np.asarray(Image.open(path).convert("L"))
         assert pixels.min() < 128

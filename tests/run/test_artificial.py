@@ -68,6 +68,9 @@ def test_a_run_leaves_data_networks_and_a_sweep_with_true_numbers(swept: Path) -
     table = rows(swept / "sweep.csv")
     assert len(table) == 4 * 2 * 3 * 2  # operations, modes, coefficients, data sets
     assert (swept / "figures" / "sweep.png").stat().st_size > 5000
+    page = (swept / "report.html").read_text(encoding="utf-8")
+    assert page.count('<svg class="chart"') == 4 * 2 + 2  # an operation and data set each, and two trainings
+    assert "Validation chose " in page
     source = ws.data.tables.open_table(swept / "data" / "dataset2.csv")
     features, labels = SECOND.make()
     assert np.array_equal(source.part("train").pixels().numpy()[:, :, 0, 0], features)

@@ -152,6 +152,16 @@ def test_each_answer_is_told(edited: Path) -> None:
 # --- resuming and redoing -------------------------------------------------------------------------------------------
 
 
+def test_the_page_has_the_measures_and_each_fact(edited: Path) -> None:
+    page = (edited / "report.html").read_text(encoding="utf-8")
+    assert all(f'<section id="{name}"' in page for name in ("summary", "measures", "facts", "provenance"))
+    took = [float(row["es_after"]) > 0.5 for row in rows_of(edited / "answers.csv") if row["method"] == "memit"]
+    for good, word in ((True, "taken"), (False, "not taken")):
+        count = took.count(good)
+        assert (f">memit: {count} {word}<" in page) is (count > 0)
+    assert "https://" not in page
+
+
 def test_an_existing_run_is_refused_redone_or_gone_on_with(
     weightsmith, edited: Path, talker: Path, tmp_path: Path
 ) -> None:
@@ -164,7 +174,7 @@ def test_an_existing_run_is_refused_redone_or_gone_on_with(
     assert weightsmith("edit", *given, "--overwrite").status == 0
     assert {path.name for path in left_by(run)} == {
         "requests.json", "finetune_edit_log.csv", "knowledge_report.csv", "answers.csv", "summary.json",
-        "delta.safetensors", "edited",
+        "delta.safetensors", "edited", "report.html",
     }  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from transformers import AutoModelForImageClassification
 import weightsmith as ws
 from weightsmith.delta import weights_hash
 from weightsmith.errors import HeldOutError
+from weightsmith.evaluate import load_examples
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.job import Job
 from weightsmith.run.options import RunOptions, read_yaml
@@ -127,3 +128,29 @@ def test_config_reads_back_and_the_page_stands_alone(finished: Path) -> None:
     assert "https://" not in page
     for word in ("held_out", "efficacy", "confusion", "data:image/"):
         assert word.lower() in page.lower(), word
+
+
+def test_examples_are_what_the_predictions_say(finished: Path) -> None:
+    told = {(row["part"], row["sample"]): row for row in rows(finished / "predictions.csv")}
+    found = load_examples(finished / "examples.safetensors")
+    assert {(one.kind, one.method) for one in found} == {
+        (kind, method) for kind in ("edited", "repaired", "broken") for method in ("alphaedit", "head")
+    }
+    page = (finished / "report.html").read_text(encoding="utf-8")
+    for one in found:
+        if one.kind == "edited":
+            continue
+        assert f"{one.method}: {one.total} {one.kind}" in page
+        wrong_first = one.kind == "repaired"
+        every = []
+        for row in told.values():
+            was, now = (row[f"{state}_class"] == row["label"] for state in ("before", one.method))
+            if (was, now) == (not wrong_first, wrong_first):
+                every.append(row)
+        assert one.total == len(every)
+        for place, name in enumerate(one.names):
+            row = told["held_out", name]
+            assert row in every
+            assert int(row["label"]) == int(one.labels[place])
+            before = [float(value) for key, value in row.items() if key.startswith("before_p_")]
+            assert one.before[place].tolist() == pytest.approx(before, abs=1e-5)

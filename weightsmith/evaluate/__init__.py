@@ -12,6 +12,7 @@ from weightsmith.evaluate.classification import (
 from weightsmith.evaluate.confidence import Confidence, calibration_error
 from weightsmith.evaluate.divergence import divergence
 from weightsmith.evaluate.editing import EditReport, editing
+from weightsmith.evaluate.examples import Examples, examples, load_examples, save_examples
 from weightsmith.evaluate.headline import headline
 from weightsmith.evaluate.knowledge import KnowledgeReport, KnowledgeScores, knowledge
 from weightsmith.evaluate.language import agreement, drift, perplexity
@@ -22,6 +23,7 @@ __all__ = [
     "Classification",
     "Confidence",
     "EditReport",
+    "Examples",
     "KnowledgeAnswers",
     "KnowledgeReport",
     "KnowledgeScores",
@@ -36,10 +38,13 @@ __all__ = [
     "divergence",
     "drift",
     "editing",
+    "examples",
     "headline",
     "knowledge",
+    "load_examples",
     "pareto_front",
     "perplexity",
     "recommend",
+    "save_examples",
     "top",
 ]

@@ -82,9 +82,9 @@ class Family:
     """One architecture: blocks, tokens, sites and linear maps by module path.
 
     `rotary` is the module that gives (cos, sin) of the positions, from the network's root, where blocks are handed them:
-    None where positions are embedded; where a network has no such module, each attention turns its queries and keys. `partial` says that a
-    block may be without its attention or without its MLP; the sites of what is not there are not there either. `scaled` says
-    that a factor a channel may lie between what a block's maps give and what is added to the stream. `fits` is
+    None where positions are embedded; a network without such a module turns queries and keys in each attention. `partial`
+    says that a block may be without its attention or without its MLP; the sites of what is not there are not there either.
+    `scaled` says that a factor a channel may lie between what a block's maps give and what is added to the stream. `fits` is
     what tells networks of one model type apart: attribute, counted from the root, → what it must be, a module by the name of
     its class, False for what must not be there.
     """

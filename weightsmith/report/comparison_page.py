@@ -13,9 +13,8 @@ from rich.table import Table
 from rich.text import Text
 
 from weightsmith.report.comparison import MEASURES
-from weightsmith.report.locate_page import alternative_text, table_of
-from weightsmith.report.page import embedded, environment
-from weightsmith.report.words import Row, flat, number
+from weightsmith.report.render import PageInputs, figures_section, page_of, tables_section
+from weightsmith.report.words import Row, number
 
 _ABOUT = (
     "Editing methods side by side: each point is the mean over draws of requests, the same draws for every method, with "
@@ -56,29 +55,24 @@ class ComparisonInputs:
 
 def build_comparison(inputs: ComparisonInputs) -> str:
     """The page as text."""
-    figures = []
-    for place, (name, figure) in enumerate(inputs.figures, 1):
-        caption = _CAPTIONS.get(name, name.replace("_", " "))
-        figures.append(
-            {"caption": f"Figure {place}. {caption}", "figure": embedded(figure, alternative_text(caption, figure), 64)}
-        )
+    figures = [(_CAPTIONS.get(name, name.replace("_", " ")), figure) for name, figure in inputs.figures]
     tables = [
-        table_of("Mean over the draws, with intervals", inputs.table, "comparison_table.csv"),
-        table_of("Every cell", inputs.rows, "baseline_comparison.csv"),
+        ("Mean over the draws, with intervals", inputs.table, "comparison_table.csv"),
+        ("Every cell", inputs.rows, "baseline_comparison.csv"),
     ]
-    context = {
-        "title": inputs.title,
-        "about": _ABOUT,
-        "summary": inputs.summary,
-        "notes": inputs.notes,
-        "figures": figures,
-        "tables": [table for table in tables if table["lines"]],
-        "refused": inputs.failed,
-        "many_refused": len(inputs.failed) > 10,
-        "config": flat(inputs.config),
-        "env": flat(inputs.env),
-    }
-    return environment().get_template("locate.html.j2").render(context)
+    return page_of(
+        PageInputs(
+            title=inputs.title,
+            about=_ABOUT,
+            summary=inputs.summary,
+            notes=inputs.notes,
+            sections=[figures_section(figures), tables_section(tables)],
+            refused=inputs.failed,
+            refused_called="cell",
+            config=inputs.config,
+            env=inputs.env,
+        )
+    )
 
 
 def shown_table(rows: Sequence[Row]) -> Table:

@@ -7,15 +7,16 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
 from weightsmith.report.evaluation import ByClass
-from weightsmith.report.locate_page import alternative_text, table_of
-from weightsmith.report.page import embedded, environment
-from weightsmith.report.words import Row, flat, number, percent
+from weightsmith.report.parts import Block, Chart, Line, Point, Words, confusion_tabs
+from weightsmith.report.render import PageInputs, PageSection, figures_section, page_of, tables_section
+from weightsmith.report.words import Row, number, percent
 
 _ABOUT = (
     "Image classifiers side by side, on the same held-out images, and in turn on the same machine. Efficiency is accuracy "
@@ -25,6 +26,13 @@ _CAPTION = (
     "Accuracy, confidence, time and size. Lines on points are 95% intervals, in the panel of times quartiles. A model on "
     "the Pareto front is equalled by no other in accuracy and time and beaten in one of them."
 )
+_FRONT = (
+    "Each point is a model; bars are 95% intervals of accuracy. No other model is both as fast and as accurate as one on the "
+    "Pareto front."
+)
+_ALL_COUNTS = "evaluation_metrics.json"
+_MOST_MATRICES = 6
+"""Models whose confusion matrices a page shows beside the baseline's."""
 _SHARES = {
     "accuracy": "top-1", "top5": "top-5", "macro_precision": "macro precision", "macro_recall": "macro recall",
     "macro_f1": "macro F1",
@@ -45,7 +53,7 @@ class Section:
 
     about: str
     summary: Sequence[str] = ()
-    figures: Sequence[tuple[str, Figure]] = ()
+    figures: Sequence[tuple[str, Figure | Sequence[Block]]] = ()
     tables: Sequence[tuple[str, Sequence[Row], str]] = ()
 
 
@@ -59,6 +67,8 @@ class EvaluationInputs:
         summary: sentences on what was measured; notes: what a reader must know to judge the numbers.
         figure: of `evaluation_figure`.
         rows: of `evaluation_metrics.csv`; by_class: class name, and each model's accuracy on it.
+        chosen: what for, and the name of the model that is recommended for it.
+        confusions: model → (classes, classes) counts, rows are the true classes; class_names: by label.
         config, env: the resolved configuration, and versions, device and hashes.
         section: what a command has to say besides.
     """
@@ -73,6 +83,9 @@ class EvaluationInputs:
     config: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, Any] = field(default_factory=dict)
     section: Section | None = None
+    chosen: Sequence[tuple[str, str]] = ()
+    confusions: Mapping[str, np.ndarray] = field(default_factory=dict)
+    class_names: Sequence[str] = ()
 
 
 def build_evaluation(inputs: EvaluationInputs) -> str:
@@ -86,22 +99,65 @@ def build_evaluation(inputs: EvaluationInputs) -> str:
         ("Size and efficiency", [_costs(row) for row in inputs.rows], ""),
         ("Accuracy by class, with 95% intervals", _classes(inputs.by_class), "evaluation_metrics.json"),
     ]
-    context = {
-        "title": inputs.title,
-        "about": " ".join(part for part in (more.about, _ABOUT) if part),
-        "summary": [*inputs.recommendations, *more.summary, *inputs.summary],
-        "notes": inputs.notes,
-        "figures": [
-            {"caption": f"Figure {place}. {caption}", "figure": embedded(figure, alternative_text(caption, figure), 64)}
-            for place, (caption, figure) in enumerate([(_CAPTION, inputs.figure), *more.figures], 1)
-        ],
-        "tables": [table_of(*table) for table in tables if table[1]],
-        "refused": (),
-        "many_refused": False,
-        "config": flat(inputs.config),
-        "env": flat(inputs.env),
-    }
-    return environment().get_template("locate.html.j2").render(context)
+    figures: list[tuple[str, Figure | Sequence[Block]]] = [
+        (_FRONT, [front_chart(inputs.rows, inputs.chosen)]), (_CAPTION, inputs.figure), *more.figures,
+    ]  # fmt: skip
+    return page_of(
+        PageInputs(
+            title=inputs.title,
+            about=" ".join(part for part in (more.about, _ABOUT) if part),
+            summary=[*inputs.recommendations, *more.summary, *inputs.summary],
+            notes=inputs.notes,
+            sections=[figures_section(figures), _confusions(inputs), tables_section(tables)],
+            config=inputs.config,
+            env=inputs.env,
+        )
+    )
+
+
+def front_chart(rows: Sequence[Row], chosen: Sequence[tuple[str, str]] = ()) -> Chart:
+    """Accuracy against the time of a batch of 8, with the Pareto front and rings around the recommended models.
+
+    Args:
+        rows: of `evaluation_metrics.csv`; chosen: what for, and the model's name.
+    """
+    purposes: dict[str, list[str]] = {}
+    for purpose, model in chosen:
+        purposes.setdefault(model, []).append(purpose)
+    front = sorted((number(row["ms_8"]), number(row["accuracy"])) for row in rows if row["pareto"])
+    lines: list[Line] = []
+    if len(front) > 1:
+        lines.append(Line("Pareto front", [Point(*spot) for spot in front], steps=True, quiet=True, dash=1))
+    for row in rows:
+        name = str(row["model"])
+        spot = Point.of(row, "ms_8", "accuracy", "; ".join(purposes.get(name, ())), name in purposes)
+        lines.append(Line(name + (" (baseline)" if row["baseline"] and name != "baseline" else ""), [spot]))
+    return Chart(
+        title="Accuracy against time",
+        x_title="milliseconds a batch of 8",
+        y_title="accuracy",
+        lines=lines,
+        y_percent=True,
+        chosen="recommended",
+    )
+
+
+def _confusions(inputs: EvaluationInputs) -> PageSection:
+    """The baseline's confusion matrix, and those of the others with what differs from it marked."""
+    base = next((str(row["model"]) for row in inputs.rows if row["baseline"]), "")
+    blocks: list[Block] = []
+    if base in inputs.confusions:
+        others = {name: counts for name, counts in inputs.confusions.items() if name != base}
+        shown = dict(list(others.items())[:_MOST_MATRICES])
+        tabs = confusion_tabs(
+            "Confusion matrices by model", inputs.confusions[base], shown, inputs.class_names, base, _ALL_COUNTS
+        )
+        blocks.append(tabs)
+        if len(others) > len(shown):
+            told = f"The baseline and the first {len(shown)} of {len(others)} others; {_ALL_COUNTS} has all of them."
+            blocks.append(Words(sentences=[told]))
+    words = ["Each row is a true class, each column the class that the model gives; the diagonal is right."]
+    return PageSection("confusion", "Which classes are taken for which", blocks, words, "Confusion")
 
 
 def evaluated_table(rows: Sequence[Row]) -> Table:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -11,11 +9,9 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from weightsmith.errors import WeightsmithError, did_you_mean
-from weightsmith.report.page import embedded, environment
-from weightsmith.report.words import Row, flat
-
-MOST_ROWS = 40
-"""Rows of a table that a page shows."""
+from weightsmith.report.parts import Block
+from weightsmith.report.render import PageInputs, figures_section, page_of, tables_section
+from weightsmith.report.words import Row
 
 COMMANDS = {
     "trace": "Causal tracing: the input is corrupted, clean activations are put back at one site, and the effect of the "
@@ -29,9 +25,6 @@ COMMANDS = {
 }
 """What each command does, in a sentence at the head of its page."""
 
-_MOST_REFUSED = 10
-_NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?|[-+]?nan|[-+]?inf")
-
 
 @dataclass(frozen=True, eq=False)
 class LocateInputs:
@@ -43,7 +36,7 @@ class LocateInputs:
         summary: sentences at the top.
         config: the resolved configuration, nested.
         env: versions, commit, device, threads, seed, hashes.
-        figures: caption and figure.
+        figures: caption, and a figure or the blocks that say the same with their values.
         tables: title and rows, and the name of the CSV file that has them all if the page should give it.
         refused: samples that were left out, and why.
         notes: sentences that a reader must know to judge the numbers.
@@ -57,7 +50,7 @@ class LocateInputs:
     summary: Sequence[str] = ()
     config: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, Any] = field(default_factory=dict)
-    figures: Sequence[tuple[str, Figure]] = ()
+    figures: Sequence[tuple[str, Figure | Sequence[Block]]] = ()
     tables: Sequence[tuple[str, Sequence[Row]] | tuple[str, Sequence[Row], str]] = ()
     refused: Sequence[tuple[str, str]] = ()
     notes: Sequence[str] = ()
@@ -69,66 +62,15 @@ class LocateInputs:
 
 def build_locate(inputs: LocateInputs) -> str:
     """The page as text."""
-    context = {
-        "title": inputs.title,
-        "about": COMMANDS[inputs.command],
-        "summary": inputs.summary,
-        "notes": inputs.notes,
-        "figures": [
-            {"caption": f"Figure {place}. {caption}", "figure": embedded(figure, alternative_text(caption, figure), 64)}
-            for place, (caption, figure) in enumerate(inputs.figures, 1)
-        ],
-        "tables": [table_of(*table) for table in inputs.tables if table[1]],
-        "refused": inputs.refused,
-        "many_refused": len(inputs.refused) > _MOST_REFUSED,
-        "config": flat(inputs.config),
-        "env": flat(inputs.env),
-    }
-    return environment().get_template("locate.html.j2").render(context)
-
-
-def alternative_text(caption: str, figure: Figure) -> str:
-    """What the figure says of itself, for the caption stands below in any case."""
-    titles = [figure.get_suptitle(), *(axes.get_title() for axes in figure.axes)]
-    told = list(dict.fromkeys(" ".join(title.split()) for title in titles if title.strip()))
-    return "; ".join(told) or caption
-
-
-def table_of(title: str, rows: Sequence[Row], file: str = "") -> dict[str, Any]:
-    """The first rows as text, without columns that hold nothing, and which columns are numbers."""
-    names = list(dict.fromkeys(name for row in rows for name in row))
-    columns = {name: _column([row.get(name) for row in rows[:MOST_ROWS]]) for name in names}
-    columns = {name: texts for name, texts in columns.items() if any(texts)}
-    left = ""
-    if len(rows) > MOST_ROWS:
-        left = f"The first {MOST_ROWS} of {len(rows):,} rows; {file or 'the CSV file of this table'} has all of them."
-    return {
-        "title": title,
-        "names": list(columns),
-        "numeric": [
-            all(_NUMBER.fullmatch(text) or text in ("", "n/a") for text in texts) for texts in columns.values()
-        ],
-        "lines": list(zip(*columns.values(), strict=True)),
-        "left": left,
-    }
-
-
-def _column(values: Sequence[object]) -> list[str]:
-    """Cells as text. Numbers that are not whole, be they text, have four digits of the largest, all as many decimals."""
-    texts = ["" if value is None else str(value) for value in values]
-    real = [
-        isinstance(value, float) or (_NUMBER.fullmatch(text) is not None and ("." in text or "n" in text))
-        for value, text in zip(values, texts, strict=True)
-    ]
-    sizes = [abs(float(text)) for text, is_real in zip(texts, real, strict=True) if is_real]
-    largest = max((size for size in sizes if math.isfinite(size)), default=0.0)
-    decimals = max(3 - math.floor(math.log10(largest)), 0) if largest else 0
-    fixed = decimals <= 6 and largest < 1e6
-    for place, value in enumerate(values):
-        if isinstance(value, bool):
-            texts[place] = "yes" if value else "no"
-        elif real[place]:
-            size = float(texts[place])
-            shown = f"{round(size, decimals) + 0.0:.{decimals}f}" if fixed else f"{size:.3e}"  # no minus nought
-            texts[place] = "n/a" if math.isnan(size) else shown
-    return texts
+    return page_of(
+        PageInputs(
+            title=inputs.title,
+            about=COMMANDS[inputs.command],
+            summary=inputs.summary,
+            notes=inputs.notes,
+            sections=[figures_section(inputs.figures), tables_section(inputs.tables)],
+            refused=inputs.refused,
+            config=inputs.config,
+            env=inputs.env,
+        )
+    )

@@ -267,6 +267,18 @@ def as_data_uri(figure: Figure) -> str:
     return "data:image/png;base64," + base64.b64encode(_png(figure)).decode("ascii")
 
 
+def embedded(figure: Figure, alt: str, pixels_per_inch: int = 80) -> dict[str, object]:
+    """A figure with the width below which its text could not be read, so that it scrolls, and the one above which it is
+    coarse.
+    """
+    return {
+        "uri": as_data_uri(figure),
+        "alt": alt,
+        "least_width": round(figure.get_size_inches()[0] * pixels_per_inch),
+        "most_width": round(figure.get_size_inches()[0] * 105),
+    }
+
+
 def _png(figure: Figure) -> bytes:
     buffer = io.BytesIO()
     with style():

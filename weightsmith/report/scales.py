@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import math
 import textwrap
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -47,3 +49,11 @@ def panel_title(site: Site, *, with_tokens: bool = False) -> str:
     """Kind and window of what a panel shows: "mlp.out, windows of 3 layers"."""
     place = f" {where(site.tokens)}" if with_tokens and site.tokens is not None else ""
     return site.kind + place + (f", windows of {site.span} layers" if site.span > 1 else "")
+
+
+def measures_of(effects: Effects, sites: Sequence[Site]) -> list[tuple[Site, dict[str, Any]]]:
+    """Of each site what `Effects.table` says: site, mean, low, high, n. Of one sample the interval is none, NaN here."""
+    table = effects.at(sites).table() if sites else []
+    found = [{name: row[name] for name in ("site", "mean", "low", "high", "n")} for row in table]
+    none = {"low": math.nan, "high": math.nan}
+    return [(site, row if row["n"] > 1 else row | none) for site, row in zip(sites, found, strict=True)]

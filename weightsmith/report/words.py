@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from weightsmith.measure import Interval
+if TYPE_CHECKING:
+    from weightsmith.measure import Interval
 
 Row = Mapping[str, Any]
 """A row of a CSV file, its values numbers or text."""

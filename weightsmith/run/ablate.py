@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import asdict
 
 from weightsmith import report
 from weightsmith.edit import editors
 from weightsmith.edit.lora_native import LoRAOptions
 from weightsmith.errors import WeightsmithError, did_you_mean
-from weightsmith.files import user_path, write_csv, write_json
+from weightsmith.files import user_path, write_csv, write_json, write_text
+from weightsmith.report.ablation_page import AblationInputs, build_ablation
 from weightsmith.run.ablate_lora import LoraAblation
-from weightsmith.run.ablate_replay import ReplayAblation
+from weightsmith.run.ablate_replay import CURVE, ReplayAblation
 from weightsmith.run.ablating import Ablation
 from weightsmith.run.benches import ImageBench
 from weightsmith.run.benching import batch_of
@@ -22,11 +24,13 @@ from weightsmith.run.planned import planned
 from weightsmith.run.session import Kin, at_least, distinct, flag, session
 from weightsmith.run.trials import Trial, run_trials, titled
 
+PAGE = "report.html"
+
 KIN = Kin(
     commands=("ablate lora", "ablate replay"),
     called="ablate",
     another="another ablation",
-    results=(PLAN, REQUESTS, "*_ablation.csv", "forgetting_curve.csv", "figures", "summary.json"),
+    results=(PLAN, REQUESTS, "*_ablation.csv", "forgetting_curve.csv", "figures", "summary.json", PAGE),
     inside=("cells",),
     worth=("cells/*.json",),
 )
@@ -62,11 +66,25 @@ def ablate(options: AblateOptions) -> Outcome:
             report.save(figure, folder.figures / f"{name}.png")
         summary = [*_summary(ablation, trials), *found.summary]
         write_json(folder.results / "summary.json", {"command": command, "summary": summary, "notes": notes})
+        inputs = AblationInputs(
+            title=f"{folder.path.name}: an ablation of {ablation.method}",
+            way=way,
+            summary=summary,
+            notes=notes,
+            figures=found.figures,
+            curve=found.tables.get(CURVE, ()),
+            tables=found.tables,
+            failed=[(titled(trial.setting), trial.error) for trial in trials if trial.error],
+            config=asdict(options),
+            env=folder.env(),
+        )
+        write_text(folder.results / PAGE, build_ablation(inputs))
     first = next(iter(found.tables))
     failures = _failures(trials, first)
     return Outcome(
         command=command,
         folder=folder.path,
+        page=folder.results / PAGE,
         figures={"settings": found.tables[first]},
         summary=summary,
         notes=[*notes, *failures],

@@ -27,6 +27,7 @@ from weightsmith.files import user_path, write_csv, write_json
 from weightsmith.models import Model, save
 from weightsmith.request import TextRequest
 from weightsmith.run.cards import facts_card
+from weightsmith.run.edit_page import PAGE, write_page
 from weightsmith.run.editing import check_layer_flags
 from weightsmith.run.fact_run import of_auto
 from weightsmith.run.folder import RunFolder
@@ -51,6 +52,7 @@ KIN = Kin(
     another="another command",
     results=(
         "requests.json", "edit_log.csv", "*_edit_log.csv", "knowledge_report.csv", "answers.csv", "summary.json", "stream.csv",
+        PAGE,
     ),
     inside=("delta*.safetensors", "edited", "edits", "adapter*"),
     worth=("edits/journal.jsonl",),
@@ -99,9 +101,11 @@ def edit(options: EditOptions) -> Outcome:
         rows = write_results(options, folder, model, requests, deltas, before, kept, asked)
         summary = _summary(requests, deltas, repeated)
         write_json(folder.results / "summary.json", {"command": "edit", "summary": summary, "rows": len(rows)})
+        page = write_page(options, folder, asked, summary, rows)
     return Outcome(
         command="edit",
         folder=folder.path,
+        page=page,
         figures={"measures": rows},
         summary=summary,
         shown=[measures_table(rows), *summary],

@@ -76,6 +76,9 @@ class Evaluated:
             config=config,
             env=folder.env(),
             section=section,
+            chosen=[(one.purpose, one.model) for one in self.chosen],
+            confusions={name: scores.confusion for name, scores in self.found.scores.items()},
+            class_names=self.class_names,
         )
         write_text(out / PAGE, build_evaluation(inputs))
         return out / PAGE

@@ -12,6 +12,7 @@ from rich.console import RenderableType
 from weightsmith.effects import Effects
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import user_path
+from weightsmith.report.parts import Block
 
 EFFECTS = "effects.safetensors"
 """The effects of layers, which `--layers-from` reads."""
@@ -25,6 +26,7 @@ class Findings:
         effects: file stem → effects to save.
         tables: file name → rows.
         figures: file stem → (caption, figure).
+        blocks: file stem → what the page shows instead of the figure: the same with its values.
         shown: what the page shows of the tables: (title, file name).
         summary: sentences for the top of the page and the terminal.
         refused: (sample, why).
@@ -35,6 +37,7 @@ class Findings:
     effects: dict[str, Effects] = field(default_factory=dict)
     tables: dict[str, list[dict[str, Any]]] = field(default_factory=dict)
     figures: dict[str, tuple[str, Figure]] = field(default_factory=dict)
+    blocks: dict[str, Sequence[Block]] = field(default_factory=dict)
     shown: list[tuple[str, str]] = field(default_factory=list)
     summary: list[str] = field(default_factory=list)
     refused: list[tuple[str, str]] = field(default_factory=list)
@@ -53,10 +56,23 @@ class Findings:
             self.tables[name] = [dict(row) for row in rows]
             self.shown.append((title, name))
 
-    def figure(self, stem: str, caption: str, figure: Figure, rows: Sequence[Mapping[str, Any]]) -> None:
-        """Add a figure and, as CSV of the same name, what it draws."""
+    def figure(
+        self,
+        stem: str,
+        caption: str,
+        figure: Figure,
+        rows: Sequence[Mapping[str, Any]],
+        blocks: Sequence[Block] | None = None,
+    ) -> None:
+        """Add a figure and, as CSV of the same name, what it draws; `blocks` say the same on the page, with every value."""
         self.figures[stem] = (caption, figure)
         self.tables[f"{stem}.csv"] = [dict(row) for row in rows]
+        if blocks:
+            self.blocks[stem] = blocks
+
+    def shown_figures(self) -> list[tuple[str, Figure | Sequence[Block]]]:
+        """Captions and what the page shows under each, in order."""
+        return [(caption, self.blocks.get(stem, figure)) for stem, (caption, figure) in self.figures.items()]
 
 
 def layers_of(path: str, count: int, n_layers: int) -> tuple[int, ...]:

@@ -108,7 +108,7 @@ def _write(options: LocateOptions, command: str, model: Model, folder: RunFolder
         summary=found.summary,
         config=asdict(options),
         env=json.loads(json.dumps(folder.env())),
-        figures=list(found.figures.values()),
+        figures=found.shown_figures(),
         tables=[(title, found.tables[name], name) for title, name in found.shown],
         refused=found.refused,
         notes=found.notes,

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
 
 from weightsmith import report
 from weightsmith.delta import Delta
 from weightsmith.effects import Effects
+from weightsmith.evaluate import Examples, load_examples
 from weightsmith.files import read_csv, write_text
 from weightsmith.request import load_requests, stack_images
 from weightsmith.run.folder import RunFolder
@@ -25,6 +29,7 @@ def write_report(folder: RunFolder, options: RunOptions) -> Path:
     names = tuple(row["name"] for row in split if row["part"] == "train" and row["class"] != "all")
     manifest = _json(results / "data_split.json").get("parts", {})
     effects = results / "effects.safetensors"
+    examples = _examples(results / "examples.safetensors")
     confusions = {}
     for part in dict.fromkeys(row["part"] for row in cells):
         tables = confusion_tables(cells, part, len(names))
@@ -38,7 +43,8 @@ def write_report(folder: RunFolder, options: RunOptions) -> Path:
         manifest=manifest,
         training_rows=_rows(results / "training_metrics.csv"),
         effects=Effects.load(effects) if effects.exists() else None,
-        edits=_edits(folder, options),
+        edits=_edits(folder, options, examples),
+        changed=[_changed(one) for one in examples if one.kind != "edited"],
         evaluation_rows=evaluation,
         confusions=confusions,
         class_names=names,
@@ -48,18 +54,44 @@ def write_report(folder: RunFolder, options: RunOptions) -> Path:
     return page
 
 
-def _edits(folder: RunFolder, options: RunOptions) -> list[report.EditedBatch]:
+def _edits(folder: RunFolder, options: RunOptions, examples: Sequence[Examples]) -> list[report.EditedBatch]:
     stored = folder.results / "requests.safetensors"
     if not stored.exists():
         return []
     images = stack_images(load_requests(stored)).numpy()
+    seen = {one.method: one for one in examples if one.kind == "edited"}
     batches: list[report.EditedBatch] = []
     for method in options.edit_method:
         path = folder.path / delta_name(options.edit_method, method)
         if path.exists():
             delta = Delta.load(path)
-            batches.append(report.EditedBatch(delta.info["method"], delta.info["layers"], edit_rows(delta), images))
+            rows = edit_rows(delta)
+            known = seen.get(delta.info["method"])
+            if known is None or len(known.names) != len(rows):  # not evaluated yet, or with other requests
+                batches.append(report.EditedBatch(delta.info["method"], delta.info["layers"], rows, images))
+                continue
+            before, after = known.before.numpy(), known.after.numpy()
+            batches.append(report.EditedBatch(delta.info["method"], delta.info["layers"], rows, images, before, after))
     return batches
+
+
+def _examples(path: Path) -> list[Examples]:
+    return load_examples(path) if path.exists() else []
+
+
+def _changed(one: Examples) -> report.ChangedImages:
+    images = np.zeros((0, 3, 1, 1), np.uint8) if one.images is None else one.images.numpy()
+    return report.ChangedImages(
+        method=one.method,
+        part=one.part,
+        kind=one.kind,
+        total=one.total,
+        names=one.names,
+        labels=one.labels.numpy(),
+        images=images,
+        before=one.before.numpy(),
+        after=one.after.numpy(),
+    )
 
 
 def _rows(path: Path) -> list[dict[str, Any]]:

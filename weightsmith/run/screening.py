@@ -7,6 +7,7 @@ from dataclasses import replace
 from weightsmith import report
 from weightsmith.locate import PromptCases, astra, screened, steering
 from weightsmith.models import Model
+from weightsmith.report import located
 from weightsmith.run.findings import Findings
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.inputs import cases_of, chosen_images
@@ -89,7 +90,13 @@ def attribute_findings(options: PatchAttributionOptions, model: Model, folder: R
         tops, names = [attribution.top[i] for i in shown], [chosen.names[i] for i in shown]
         caption = "Weight of each patch for the logit of its class; the patches that count as evidence have an outline."
         figure = report.patch_weights(chosen.pixels[shown].numpy(), weights, (side, side), tops, names)
-        found.figure("patch_weights", caption, figure, report.patch_weight_rows(weights, (side, side), tops, names))
+        found.figure(
+            "patch_weights",
+            caption,
+            figure,
+            report.patch_weight_rows(weights, (side, side), tops, names),
+            located.patch_weight_blocks(chosen.pixels[shown].numpy(), weights, (side, side), tops, names),
+        )
     vectors = steering.steering_vectors(model, chosen.pixels, attribution, right.pixels)
     vectors.save(folder.results / "steering.safetensors")
     attribution.save(folder.results / "attribution.safetensors")

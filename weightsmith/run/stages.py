@@ -162,7 +162,7 @@ def run_edit(job: Job) -> None:
 
 
 def run_eval(job: Job) -> None:
-    """`evaluation_report.csv`, `confusion_matrix.csv/.png`, `predictions.csv` and the model card of `edited/`."""
+    """`evaluation_report.csv`, `confusion_matrix.csv/.png`, `predictions.csv`, `examples.safetensors`, card of `edited/`."""
     options, out = job.options, job.folder.results
     check_split(job)
     requests = load_requests(out / "requests.safetensors")
@@ -180,6 +180,7 @@ def run_eval(job: Job) -> None:
     rows: list[dict[str, object]] = []
     cells: list[dict[str, object]] = []
     predictions: list[dict[str, object]] = []
+    shown: list[evaluate.Examples] = []
     for part, images in parts.items():
         before: Predictions | None = None
         reports: dict[str, evaluate.EditReport] = {}
@@ -195,6 +196,7 @@ def run_eval(job: Job) -> None:
                 before=before,
             )
             before = reports[method].before
+            shown += evaluate.examples(job.trained, requests, images, delta, reports[method], method=method, part=part)
             rows += [{"method": method, "part": part, **row} for row in reports[method].rows(job.source.class_names)]
         cells += confusion_rows(part, reports)
         predictions += prediction_rows(part, reports, job.source.class_names)
@@ -202,6 +204,7 @@ def run_eval(job: Job) -> None:
     figure = report.confusion_matrices(tables.pop("before"), tables, job.source.class_names)
     report.save(figure, out / "confusion_matrix.png")
     write_csv(out / "predictions.csv", predictions)
+    evaluate.save_examples(out / "examples.safetensors", shown)
     write_csv(out / "confusion_matrix.csv", cells)
     write_csv(out / "evaluation_report.csv", rows)
     first = deltas[methods[0]]
@@ -279,7 +282,10 @@ STAGES: dict[str, Stage] = {
         run_eval,
         ("views", "n_views"),
         ("edit",),
-        _in_results("evaluation_report.csv", "confusion_matrix.csv", "confusion_matrix.png", "predictions.csv"),
+        _in_results(
+            "evaluation_report.csv", "confusion_matrix.csv", "confusion_matrix.png", "predictions.csv",
+            "examples.safetensors",
+        ),
     ),
 }  # fmt: skip
 """The stages in their order."""

@@ -13,6 +13,7 @@ from weightsmith.locate import METRICS, Cases, PromptCases, Sweep, grids, sweep
 from weightsmith.locate.cases import select
 from weightsmith.locate.plan import targets
 from weightsmith.models import Model
+from weightsmith.report import located
 from weightsmith.run.findings import Findings
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.inputs import Chosen, cases_of
@@ -49,20 +50,44 @@ def swept(options: TraceOptions | PatchOptions, model: Model, folder: RunFolder)
             f"The same with {' and '.join(options.sever)} held at their corrupted values behind the restored place."
         )
         drawn = [severed.effects(options.metric)]
-        found.figure("layer_curves_severed", caption, report.layer_curves(drawn), report.layer_curve_rows(drawn))
+        found.figure(
+            "layer_curves_severed",
+            caption,
+            report.layer_curves(drawn),
+            report.layer_curve_rows(drawn),
+            located.layer_curve_blocks(drawn),
+        )
     if text and any(site.tokens is not None for site in effects.sites):
         caption = "Mean effect of restoring each layer at the subject's tokens and behind it."
-        found.figure("layer_tokens", caption, report.layer_token_map(effects), report.layer_token_rows(effects))
+        found.figure(
+            "layer_tokens",
+            caption,
+            report.layer_token_map(effects),
+            report.layer_token_rows(effects),
+            located.layer_token_blocks(effects),
+        )
     caption = "Mean effect of restoring each layer, with 95% bootstrap intervals" + (
         "; a window restores more than any of its layers, so its curve lies higher." if max(options.window) > 1 else "."
     )
-    found.figure("layer_curves", caption, report.layer_curves(curves), report.layer_curve_rows(curves))
+    found.figure(
+        "layer_curves",
+        caption,
+        report.layer_curves(curves),
+        report.layer_curve_rows(curves),
+        located.layer_curve_blocks(curves),
+    )
     if plan["heads"]:
         heads = _sweep(options, model, cases, plan["heads"], folder, "heads")
         add_sweep(found, options, heads, "heads")
         found.effects["effects_heads"] = of_heads = heads.effects(options.metric)
         caption = "Mean effect of restoring what each attention head gives, at all tokens."
-        found.figure("layer_heads", caption, report.layer_head_map(of_heads), report.layer_head_rows(of_heads))
+        found.figure(
+            "layer_heads",
+            caption,
+            report.layer_head_map(of_heads),
+            report.layer_head_rows(of_heads),
+            located.layer_head_blocks(of_heads),
+        )
     clear = [i for i, name in enumerate(cases.names) if name not in refused]
     if options.map_samples > 0:  # evenly over all: data sets are often sorted by class
         places = np.linspace(0, len(clear) - 1, min(options.map_samples, len(clear))).round().astype(int)
@@ -147,6 +172,7 @@ def _maps(
                 f"Effect of restoring {options.map_site} at each token of prompt {prompt.name}; the subject has a star.",
                 report.layer_token_map(effects, words, prompt.subject),
                 report.layer_token_rows(effects, words, prompt.subject),
+                located.layer_token_blocks(effects, words, prompt.subject),
             )
         return
     assert chosen is not None
@@ -156,7 +182,13 @@ def _maps(
     effects = _sweep(options, model, select(cases, which), sites, folder, "tokens").effects(options.metric)
     found.effects["effects_tokens"] = effects
     caption = f"Mean effect of restoring {options.map_site} at each token of {len(effects.samples)} images."
-    found.figure("layer_tokens", caption, report.layer_token_map(effects), report.layer_token_rows(effects))
+    found.figure(
+        "layer_tokens",
+        caption,
+        report.layer_token_map(effects),
+        report.layer_token_rows(effects),
+        located.layer_token_blocks(effects),
+    )
     special = model.family.special
     side = round((model.n_tokens - special) ** 0.5)
     layers = sorted({round(i * (model.n_layers - 1) / 4) for i in range(5)})
@@ -169,4 +201,5 @@ def _maps(
         f"Effect of restoring {options.map_site} at each patch, over the image; the title has the effect at CLS.",
         report.token_maps(effects, images, (side, side), special, layers, names),
         report.token_map_rows(effects, (side, side), special, layers, names),
+        located.token_map_blocks(effects, images, (side, side), special, layers, names),
     )

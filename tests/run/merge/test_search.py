@@ -48,6 +48,9 @@ def test_two_tasks_are_added(weightsmith, finished: Path, tuned, tmp_path: Path)
     report = json.loads((tmp_path / "out" / "merge_report.json").read_text())
     assert report["search"]["coefficient"] == best == report["parameters"]["lambda"]
     assert (tmp_path / "out" / "search.png").stat().st_size > 5000
+    page = (tmp_path / "out" / "report.html").read_text(encoding="utf-8")
+    assert page.count('<svg class="chart"') == 3
+    assert f"The coefficient {best:g} was chosen on validation data among 3." in page
     assert f"merged, at {best:g}" in done.out
     card = (tmp_path / "out" / "README.md").read_text()
     assert f"merged, at {best:g}" in card

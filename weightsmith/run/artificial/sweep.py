@@ -5,18 +5,19 @@ from __future__ import annotations
 import json
 import logging
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import product
 from typing import Any, cast
 
 from weightsmith import __version__, report
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import write_csv, write_json
+from weightsmith.files import read_csv, write_csv, write_json, write_text
 from weightsmith.merge.task_vector import TaskVector
 from weightsmith.merge.vectors.operations import Mode, Operation
 from weightsmith.models import Model
 from weightsmith.models.heads import head_names
 from weightsmith.report.arithmetic import best_choice, choice_table, choices, sweep_figure
+from weightsmith.report.arithmetic_page import ArithmeticInputs, build_arithmetic
 from weightsmith.run.artificial.data import Task
 from weightsmith.run.artificial.networks import BASE, FINETUNED, notes_of, stored
 from weightsmith.run.artificial.pair import pair_of
@@ -29,10 +30,10 @@ from weightsmith.run.outcome import Outcome
 _log = logging.getLogger(__name__)
 
 CELLS = "cells"
-TABLE, REFERENCES, CHOICES, FIGURE, RECORD = (
-    "sweep.csv", "references.csv", "choices.csv", "figures/sweep.png", "sweep.json",
+TABLE, REFERENCES, CHOICES, FIGURE, RECORD, PAGE = (
+    "sweep.csv", "references.csv", "choices.csv", "figures/sweep.png", "sweep.json", "report.html",
 )  # fmt: skip
-FILES = (TABLE, REFERENCES, CHOICES, FIGURE, RECORD)
+FILES = (TABLE, REFERENCES, CHOICES, FIGURE, RECORD, PAGE)
 HEADS = (
     "Heads are never part of the arithmetic: each data set is judged with the head that was trained on it, whatever the "
     "backbone under it. A head is found by its role in the network, not by its name."
@@ -100,9 +101,28 @@ class _Sweep:
         made = {f"{operation}, {mode}": vectors[operation, mode].info for operation, mode in ways}
         notes = [HEADS, *self.notes]
         write_json(out / RECORD, {"notes": notes, "chance": chance, "vectors": made, "best": best_choice(chosen)})
+        self._write_page(rows, references, chosen, chance, notes)
         for note in notes:
             _log.info(note)
         return Swept(rows, references, chosen, notes)
+
+    def _write_page(
+        self, rows: Rows, references: Rows, chosen: Rows, chance: dict[str, float], notes: Sequence[str]
+    ) -> None:
+        out = self.folder.results
+        training = {which: out / f"{which}_training.csv" for which in (BASE, FINETUNED)}
+        inputs = ArithmeticInputs(
+            title=f"{self.folder.path.name}: task arithmetic",
+            sweep=rows,
+            references=references,
+            choices=chosen,
+            chance=chance,
+            training={which: read_csv(path) for which, path in training.items() if path.exists()},
+            notes=notes,
+            config=asdict(self.options),
+            env=self.folder.env(),
+        )
+        write_text(out / PAGE, build_arithmetic(inputs))
 
     def _vector(self, operation: str, mode: str) -> TaskVector:
         heads = {*head_names(self.base), *head_names(self.fine)}
@@ -172,6 +192,7 @@ def outcome(folder: RunFolder, found: Swept | None) -> Outcome:
     return Outcome(
         command="artificial",
         folder=folder.path,
+        page=folder.results / PAGE,
         figures={"choices": found.choices, "references": found.references},
         notes=found.notes,
         shown=[choice_table(found.choices, found.references)],

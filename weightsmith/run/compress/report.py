@@ -17,10 +17,13 @@ from weightsmith.report.compression import (
     MOST_SHOWN,
     agreement_table,
     faithfulness_figure,
+    frontier_blocks,
     kept_figure,
+    kept_heads_blocks,
     shown_models,
 )
 from weightsmith.report.evaluation_page import Section
+from weightsmith.report.parts import Block
 from weightsmith.run.cells import columns, stored, told
 from weightsmith.run.compress.baseline import Baseline
 from weightsmith.run.compress.record import Optimized, finished
@@ -39,6 +42,11 @@ _ABOUT = (
     "Smaller vision transformers, made by taking heads, MLP neurons and blocks out of the weights. KL is the mean divergence "
     "of a model's class probabilities from the baseline's; judging images are those of the validation part that the "
     "search judged its attempts by."
+)
+
+_FRONTIER = (
+    "What smaller models lose over what they keep, with 95% intervals over held-out images. A ring is around those that are "
+    "recommended."
 )
 
 
@@ -69,9 +77,9 @@ def evaluated_run(options: CompressOptions, folder: RunFolder, base: Baseline, n
     entries = [{**row, **models[path].to_json()} for path, row in zip(models, rows, strict=True)]
     metrics = {"format": _FORMAT, "baseline": whole, "models": entries, "notes": list(done.notes)}
     write_json(out / MODEL_METRICS, stored(metrics))
-    done.write(
-        folder, f"{folder.path.name}: a model made smaller", asdict(options), _section(folder, base, models, rows)
-    )
+    chosen = [(one.purpose, one.model) for one in done.chosen]
+    section = _section(folder, base, models, rows, chosen)
+    done.write(folder, f"{folder.path.name}: a model made smaller", asdict(options), section)
     return done
 
 
@@ -125,11 +133,20 @@ def _row(one: Optimized, name: str, done: Evaluated | None) -> dict[str, object]
 
 
 def _section(
-    folder: RunFolder, base: Baseline, models: Mapping[str, Optimized], rows: Sequence[dict[str, object]]
+    folder: RunFolder,
+    base: Baseline,
+    models: Mapping[str, Optimized],
+    rows: Sequence[dict[str, object]],
+    chosen: Sequence[tuple[str, str]],
 ) -> Section:
     """What the page says besides, from what the run holds."""
-    figures: list[tuple[str, Figure]] = []
+    figures: list[tuple[str, Figure | Sequence[Block]]] = []
+    frontier = frontier_blocks(rows, chosen)
+    if frontier:
+        figures.append((_FRONTIER, frontier))
     if models:
+        heads = kept_heads_blocks([(one.name, one.kept) for one in models.values()], base.shape)
+        figures.append(("Which heads stay, block by block, counted from 0.", heads))
         figure = kept_figure([(one.name, one.kept) for one in models.values()], base.shape)
         first = f" The first {MOST_SHOWN} of {len(models)} models." if len(models) > MOST_SHOWN else ""
         figures.append((f"What stays of heads (dark) and of MLP widths in each block, counted from 0.{first}", figure))

@@ -18,13 +18,15 @@ from weightsmith.merge import Merged, Method, create
 from weightsmith.merge import merge as merged_from
 from weightsmith.merge.card import merged_card
 from weightsmith.merge.mergekit import Recipe, read_recipe
+from weightsmith.report.merge_page import build_merge
+from weightsmith.report.render import PageSection
 from weightsmith.run.options import MergeOptions
 from weightsmith.run.outcome import Outcome
 
 if TYPE_CHECKING:
     from weightsmith.run.merge.search import Found
 
-_TABLE, _TESTS, _FIGURE = "search.csv", "search_test.csv", "search.png"
+_TABLE, _TESTS, _FIGURE, _PAGE = "search.csv", "search_test.csv", "search.png", "report.html"
 _OF_SEARCH = ("control_data_path", "coefficients", "judging_images")
 """Options that mean nothing without `data_path`."""
 
@@ -51,7 +53,7 @@ def merge(options: MergeOptions) -> Outcome:
         overwrite=options.overwrite,
         notes=[*notes, *(found.bench.notes if found else ())],
         more={"search": found.record()} if found else None,
-        beside=lambda folder, report: _beside(folder, report, found),
+        beside=lambda folder, report: _beside(folder, report, found, user_path(str(options.out)).name),
     )
     return _outcome(done, found)
 
@@ -110,16 +112,21 @@ def _searched(options: MergeOptions, method: Method) -> Found | None:
     return Search.of(options, method, bench).done()
 
 
-def _beside(folder: Path, report: Mapping[str, Any], found: Found | None) -> None:
-    """The card, and the tables and the figure of a search."""
+def _beside(folder: Path, report: Mapping[str, Any], found: Found | None, name: str) -> None:
+    """The card, the page, and the tables and the figure of a search."""
     write_text(folder / "README.md", merged_card(report))
+    sections: list[PageSection] = []
     if found is not None:
         from weightsmith.report import save
         from weightsmith.report.coefficients import coefficient_figure
+        from weightsmith.report.search_section import search_section
+
+        sections.append(search_section(found.rows, found.record()))
 
         write_csv(folder / _TABLE, found.rows)
         write_csv(folder / _TESTS, found.test)
         save(coefficient_figure(found.rows), folder / _FIGURE)
+    write_text(folder / _PAGE, build_merge(report, f"{name}: models merged", sections))
 
 
 def _under(options: MergeOptions, recipe: Recipe) -> MergeOptions:
@@ -147,6 +154,7 @@ def _outcome(done: Merged, found: Found | None) -> Outcome:
     return Outcome(
         command="merge",
         folder=done.path,
+        page=done.path / _PAGE,
         figures=figures,
         notes=done.notes,
         shown=[*shown, table],

@@ -1,0 +1,364 @@
+"""Lines and points over two axes, drawn as SVG in the page's own colours; every point says its values.
+
+For curves over a coefficient, forgetting curves, frontiers and Pareto plots, with the chosen points marked.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from itertools import pairwise
+from typing import ClassVar, Literal
+
+from weightsmith.errors import WeightsmithError
+from weightsmith.report.parts.blocks import Block
+from weightsmith.report.words import Row, number
+
+WIDTH, HEIGHT = 520, 310
+LEFT, RIGHT, TOP, BOTTOM = 66, 14, 14, 50
+"""Room around the plot, in the same units: those of the SVG's view box."""
+
+COLOURS = 7
+"""Colours that lines take in turn; the style sheet has them, light and dark."""
+
+MOST_POINTS = 1_500
+"""Points that one chart draws; longer lines are thinned."""
+
+_MARKS = (
+    "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0Z",  # a disc
+    "M-3.6-3.6H3.6V3.6H-3.6Z",
+    "M0-4.8L4.6 3.4H-4.6Z",
+    "M0-5L5 0L0 5L-5 0Z",
+    "M0 4.8L4.6-3.4H-4.6Z",
+)
+_DASHES = ("", "7 4", "2 3", "9 3 2 3")
+
+Axis = Literal["linear", "log2", "log10"]
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a line.
+
+    Attributes:
+        x, y: where it is; low, high: bounds of its interval, NaN where there is none.
+        told: its name, before the numbers; chosen: has a ring around it.
+    """
+
+    x: float
+    y: float
+    low: float = math.nan
+    high: float = math.nan
+    told: str = ""
+    chosen: bool = False
+
+    @classmethod
+    def of(cls, row: Row, x: str, y: str, told: str = "", chosen: bool = False) -> Point:
+        """Of the columns of a row: x, y, and y_low and y_high where it has them."""
+        low, high = (number(row.get(f"{y}{end}", "")) for end in ("_low", "_high"))
+        return cls(number(row[x]), number(row[y]), low, high, told, chosen)
+
+
+@dataclass(frozen=True)
+class Line:
+    """Points that belong together.
+
+    Attributes:
+        name: in the legend.
+        points: in their order.
+        joined: whether a line goes through them; steps: in steps, as a Pareto front goes.
+        quiet: grey and without marks; what other lines are seen against.
+        look: which colour and mark; None counts on.
+        dash: which dash.
+    """
+
+    name: str
+    points: Sequence[Point]
+    joined: bool = True
+    steps: bool = False
+    quiet: bool = False
+    look: int | None = None
+    dash: int = 0
+
+
+@dataclass(frozen=True)
+class Level:
+    """A value to see the lines against, drawn across; dash counts on from the first."""
+
+    name: str
+    y: float
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class Chart(Block):
+    """A plot.
+
+    Attributes:
+        title: above it.
+        x_title, y_title: of the axes, with units.
+        lines, levels: what is drawn.
+        chosen: what a ring means; "" where none is chosen.
+        x_axis, y_axis: scales; x_ticks: where ticks must be, empty to have them found.
+        x_percent, y_percent: whether the values are shares, told in percent.
+        y_range: ends of the axis; None fits it to what is drawn.
+    """
+
+    kind: ClassVar[str] = "chart"
+
+    title: str
+    x_title: str
+    y_title: str
+    lines: Sequence[Line]
+    levels: Sequence[Level] = field(default_factory=tuple)
+    chosen: str = ""
+    x_axis: Axis = "linear"
+    y_axis: Axis = "linear"
+    x_ticks: Sequence[float] = ()
+    x_percent: bool = False
+    y_percent: bool = False
+    y_range: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        if not any(self._finite(point) for line in self.lines for point in line.points):
+            raise WeightsmithError(f"there is nothing to draw: no point of {self.title!r} is a number")
+
+    @property
+    def view(self) -> str:
+        """The SVG's view box."""
+        return f"0 0 {WIDTH} {HEIGHT}"
+
+    @property
+    def frame(self) -> tuple[int, int, int, int]:
+        """Left, top, right and bottom of the plot."""
+        return LEFT, TOP, WIDTH - RIGHT, HEIGHT - BOTTOM
+
+    @cached_property
+    def drawn(self) -> list[Drawn]:
+        """The lines as the template takes them."""
+        count = -1
+        found = []
+        for line in self.lines:
+            if line.look is None and not line.quiet:
+                count += 1
+            look = count if line.look is None else line.look
+            found.append(self._drawn(line, look))
+        return self._set_apart(found)
+
+    def _set_apart(self, found: list[Drawn]) -> list[Drawn]:
+        """Lines a little aside of each other where their intervals would cover each other."""
+        marked = [place for place, line in enumerate(self.lines) if not line.quiet and line.joined]
+        if len(marked) < 2 or all(math.isnan(p.low) for place in marked for p in self.lines[place].points):
+            return found
+        step = min(4.0, 24.0 / len(marked))
+        for rank, place in enumerate(marked):
+            found[place] = found[place].moved(round(step * (rank - (len(marked) - 1) / 2), 1))
+        return found
+
+    @cached_property
+    def across(self) -> list[tuple[str, float, str]]:
+        """Name, height and dash of each level."""
+        return [(level.name, self._y(level.y), _DASHES[1 + i % 3]) for i, level in enumerate(self.levels)]
+
+    @cached_property
+    def ticks(self) -> tuple[list[tuple[float, str]], list[tuple[float, str]]]:
+        """Place and label of the ticks of both axes."""
+        (left, right), (low, high) = self._x_ends, self._y_ends
+        x_ticks = [spot for spot in self.x_ticks if left <= spot <= right] or _ticks(left, right, self.x_axis)
+        y_ticks = _ticks(low, high, self.y_axis)
+        x_ticks = _apart(x_ticks, self._x, 44)
+        return (
+            [(self._x(spot), _label(spot, x_ticks, self.x_percent)) for spot in x_ticks],
+            [(self._y(spot), _label(spot, y_ticks, self.y_percent)) for spot in y_ticks],
+        )
+
+    @cached_property
+    def table(self) -> list[tuple[str, str, str, str, bool]]:
+        """Line, x, y, interval and whether chosen of every point: the numbers for those who do not see the plot."""
+        return [
+            (point.told or line.name, *self._values(point), point.chosen)
+            for line in self.lines
+            if not line.quiet
+            for point in _thinned(line.points)
+        ]
+
+    @property
+    def has_chosen(self) -> bool:
+        """Whether a point has a ring."""
+        return any(point.chosen for line in self.lines for point in line.points)
+
+    def _drawn(self, line: Line, look: int) -> Drawn:
+        points = [point for point in _thinned(line.points) if self._finite(point)]
+        spots = [
+            Spot(
+                round(self._x(point.x), 1),
+                round(self._y(point.y), 1),
+                None if math.isnan(point.low) else round(self._y(point.low), 1),
+                None if math.isnan(point.high) else round(self._y(point.high), 1),
+                self._told(line, point),
+                point.chosen,
+            )
+            for point in points
+        ]
+        return Drawn(
+            name=line.name,
+            look="quiet" if line.quiet else f"c{look % COLOURS}",
+            mark="" if line.quiet else _MARKS[look % len(_MARKS)],
+            dash=_DASHES[line.dash % len(_DASHES)],
+            join=("H{x}V{y}" if line.steps else "L{x} {y}") if line.joined else "",
+            spots=spots,
+        )
+
+    def _told(self, line: Line, point: Point) -> str:
+        x, y, bounds = self._values(point)
+        name = ", ".join(dict.fromkeys(part for part in (line.name, point.told) if part))
+        told = f"{name}: {self.y_title} {y}" if name else f"{self.y_title} {y}"
+        told += f" ({bounds})" if bounds else ""
+        told += f" at {self.x_title} {x}"
+        return told + (f"; {self.chosen or 'chosen'}" if point.chosen else "")
+
+    def _values(self, point: Point) -> tuple[str, str, str]:
+        bounds = ""
+        if not math.isnan(point.low) and not math.isnan(point.high):
+            bounds = f"{_number(point.low, self.y_percent)} to {_number(point.high, self.y_percent)}"
+        return _number(point.x, self.x_percent), _number(point.y, self.y_percent), bounds
+
+    def _finite(self, point: Point) -> bool:
+        above = (self.x_axis == "linear" or point.x > 0) and (self.y_axis == "linear" or point.y > 0)
+        return math.isfinite(point.x) and math.isfinite(point.y) and above
+
+    @cached_property
+    def _x_ends(self) -> tuple[float, float]:
+        return _ends([p.x for line in self.lines for p in line.points if self._finite(p)], self.x_axis, 0.04)
+
+    @cached_property
+    def _y_ends(self) -> tuple[float, float]:
+        if self.y_range is not None:
+            return self.y_range
+        values = [
+            value
+            for line in self.lines
+            for p in line.points
+            if self._finite(p)
+            for value in (p.y, p.low, p.high)
+            if math.isfinite(value) and (self.y_axis == "linear" or value > 0)
+        ]
+        return _ends([*values, *(level.y for level in self.levels if math.isfinite(level.y))], self.y_axis, 0.06)
+
+    def _x(self, value: float) -> float:
+        left, _, right, _ = self.frame
+        return _scaled(value, self._x_ends, self.x_axis, left, right)
+
+    def _y(self, value: float) -> float:
+        _, top, _, bottom = self.frame
+        low, high = self._y_ends
+        return _scaled(min(max(value, low), high), self._y_ends, self.y_axis, bottom, top)
+
+
+@dataclass(frozen=True)
+class Spot:
+    """A point as it is drawn: its place, the ends of its interval, what it says, and whether it has a ring."""
+
+    x: float
+    y: float
+    low: float | None
+    high: float | None
+    told: str
+    chosen: bool
+
+
+@dataclass(frozen=True)
+class Drawn:
+    """A line as it is drawn: colour class, mark and dash as SVG, how its spots are joined."""
+
+    name: str
+    look: str
+    mark: str
+    dash: str
+    join: str
+    spots: list[Spot]
+
+    @property
+    def path(self) -> str:
+        """Through the spots; "" where they are not joined."""
+        if not self.join or len(self.spots) < 2:
+            return ""
+        first, *others = self.spots
+        return f"M{first.x} {first.y}" + "".join(self.join.format(x=spot.x, y=spot.y) for spot in others)
+
+    def moved(self, aside: float) -> Drawn:
+        """The line so many units to the right."""
+        return replace(self, spots=[replace(spot, x=round(spot.x + aside, 1)) for spot in self.spots])
+
+
+def chosen_at(line: Line, x: float) -> Line:
+    """The line with a ring around its points at `x`."""
+    return replace(line, points=[replace(point, chosen=point.x == x) for point in line.points])
+
+
+def _thinned(points: Sequence[Point]) -> Sequence[Point]:
+    if len(points) <= MOST_POINTS:
+        return points
+    step = -(-len(points) // MOST_POINTS)
+    return [point for place, point in enumerate(points) if place % step == 0 or point.chosen]
+
+
+def _ends(values: Sequence[float], axis: Axis, room: float) -> tuple[float, float]:
+    """Ends of an axis, with some room; an axis of one value has room as well."""
+    low, high = min(values), max(values)
+    if axis == "linear":
+        apart = (high - low) or abs(high) * 0.1 or 1.0
+        return low - room * apart, high + room * apart
+    base = 2.0 if axis == "log2" else 10.0
+    apart = math.log(high / low, base) or 1.0
+    return low * base ** (-room * apart - 0.02), high * base ** (room * apart + 0.02)
+
+
+def _scaled(value: float, ends: tuple[float, float], axis: Axis, first: float, last: float) -> float:
+    low, high = ends
+    if axis != "linear":
+        value, low, high = (math.log(max(number, 1e-300)) for number in (value, low, high))
+    return first + (value - low) / (high - low) * (last - first)
+
+
+def _ticks(low: float, high: float, axis: Axis) -> list[float]:
+    from matplotlib.ticker import LogLocator, MaxNLocator  # not before something is drawn
+
+    if axis == "linear":
+        locator: MaxNLocator | LogLocator = MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10])
+    elif axis == "log2":
+        locator = LogLocator(base=2, numticks=9)
+    else:
+        locator = LogLocator(base=10, subs=(1, 2, 5), numticks=9)
+    return [float(spot) for spot in locator.tick_values(low, high) if low <= spot <= high]
+
+
+def _apart(spots: Sequence[float], place: Callable[[float], float], least: float) -> list[float]:
+    """The ticks whose labels do not run into each other."""
+    found: list[float] = []
+    for spot in sorted(spots):
+        if not found or place(spot) - place(found[-1]) >= least:
+            found.append(spot)
+    return found
+
+
+def _label(value: float, among: Sequence[float], percent: bool) -> str:
+    factor = 100 if percent else 1
+    steps = [abs(b - a) * factor for a, b in pairwise(among)]
+    least = min((step for step in steps if step > 0), default=abs(value * factor) or 1.0)
+    decimals = min(max(0, -math.floor(math.log10(least) + 1e-9)), 6)
+    if abs(value * factor) >= 1e5 or decimals == 6:
+        return f"{value * factor:.3g}"
+    # A quarter needs two decimals though its size is of the first.
+    text = f"{round(value * factor, decimals + 1) + 0.0:.{decimals + 1}f}"
+    text = text.rstrip("0").rstrip(".")
+    return text.replace("-", "−") + ("%" if percent else "")
+
+
+def _number(value: float, percent: bool) -> str:
+    if not math.isfinite(value):
+        return "n/a"
+    if percent:
+        return f"{round(100 * value, 1) + 0.0:.1f}%".replace("-", "−")
+    return f"{value:.4g}".replace("-", "−")
