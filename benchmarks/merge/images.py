@@ -7,8 +7,9 @@ The base is trained on Tiny-ImageNet's images at 32 pixels. Each task then gets 
 base's own answer to the task, as the zero-shot head is that of CLIP in Ilharco et al. 2023), and is fine-tuned under that head,
 which stays. The networks are run folders: `weightsmith merge --models WORK/mnist-0 WORK/cifar10-0 --data-path ...` reads them.
 
-Three questions, each with the coefficient that validation images choose and test images that are looked at once: all four tasks
-added, by every method; each pair, by task arithmetic; each task taken away, with the base's own task as the control.
+Four questions, each with the coefficient that validation images choose and test images that are looked at once: all four tasks
+added, and the three without histology, by every method; each pair, by task arithmetic; each task taken away, with the base's own
+task as the control and all validation images as judges.
 """
 
 from __future__ import annotations
@@ -109,6 +110,8 @@ def measured(given: argparse.Namespace, seed: int, base: Path, tuned: list[Path]
     every = list(range(len(TASKS)))
     for method in METHODS:
         rows += asked(given, seed, base, tuned, "add four", method, every, 1.0)
+    for method in METHODS:
+        rows += asked(given, seed, base, tuned, "add three", method, every[:3], 1.0)
     for pair in combinations(every, 2):
         rows += asked(given, seed, base, tuned, "add two", "task_arithmetic", list(pair), 1.0)
     for one in every:
@@ -130,7 +133,8 @@ def asked(
     models = tuple(str(tuned[index]) for index in which)
     data = [str(given.data / TASKS[index].path) for index in which]
     control = str(given.tiny_imagenet) if weight < 0 else None
-    bench = Bench.of(Cut(), str(base), models, data, control, given.judging_images, "cpu")
+    judging = None if control else given.judging_images
+    bench = Bench.of(Cut(), str(base), models, data, control, judging, "cpu")
     method = method_of(name, seed=seed)
     found = Search(
         method=method,
@@ -181,7 +185,7 @@ def told(rows: list[dict[str, object]]) -> None:
         }
         spots = sorted({float(str(row["coefficient"])) for row in mine})
         spot = f"{spots[0]:g}" if len(spots) == 1 else f"{spots[0]:g} to {spots[-1]:g}"
-        name = f"{key[0]} {key[1] if key[0] != 'add four' else key[2]} ({key[3]})"
+        name = f"{key[0]} {key[2] if key[0] in ('add four', 'add three') else key[1]} ({key[3]})"
         print(
             f"{name:44}{spot:>14}"
             + "".join(f"{middle[one]:8.1f}" for one in ("base", "own", "accuracy"))
