@@ -8,8 +8,8 @@ base's own answer to the task, as the zero-shot head is that of CLIP in Ilharco 
 which stays. The networks are run folders: `weightsmith merge --models WORK/mnist-0 WORK/cifar10-0 --data-path ...` reads them.
 
 Four questions, each with the coefficient that validation images choose and test images that are looked at once: all four tasks
-added, and the three without histology, by every method; each pair, by task arithmetic; each task taken away, with the base's own
-task as the control and all validation images as judges.
+added, and the three without histology, by every method; each pair, by task arithmetic; each task taken away, with the base's
+own task as the control and all validation images as judges.
 """
 
 from __future__ import annotations

@@ -326,7 +326,7 @@ class Model:
         return [every | {"attention_mask": masks}] * self.n_layers
 
     def _rotary(self) -> nn.Module | None:
-        """What turns queries and keys, where blocks are handed its turns; attention of older versions of GPT-J turns by itself."""
+        """What turns queries and keys where blocks are handed its turns; in older versions of GPT-J attention does."""
         path = self.family.rotary
         return None if path is None else dict(self.module.named_modules()).get(path)
 
