@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test check format lint types floors clean
+.PHONY: demo test check format lint types floors docs clean
 
 demo: $(STAMP)
 	rm -rf runs/demo
@@ -15,7 +15,7 @@ demo: $(STAMP)
 test: $(STAMP)
 	$(BIN)/python -m pytest -n 2 --dist loadfile
 
-check: $(STAMP) format lint types floors test
+check: $(STAMP) format lint types floors docs test
 
 format: $(STAMP)
 	$(BIN)/ruff format --check .
@@ -29,6 +29,10 @@ types: $(STAMP)
 floors: $(STAMP)
 	$(BIN)/lint-imports
 
+# Strict: a dead link, a page outside the navigation, or a docstring that cannot be read is an error. See build/site/index.html.
+docs: $(STAMP)
+	$(BIN)/mkdocs build --strict --quiet
+
 # torch is pinned in constraints.txt rather than in pyproject.toml, so that a user with a GPU gets their own build.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "weightsmith needs Python 3.11 or newer: make PYTHON=python3.11 ...")'
@@ -37,4 +41,4 @@ $(STAMP): pyproject.toml constraints.txt
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) runs
+	rm -rf $(VENV) runs build/site

@@ -105,10 +105,11 @@ class Unit:
     Raises:
         WeightsmithError: an unknown kind, members where there are none or none where there must be, negative numbers.
 
-    >>> str(Unit("neurons", 2, (0, 1, 2, 7)))
-    'neurons[2,0-2,7]'
-    >>> Unit.parse("head[3,5]")
-    Unit(kind='head', layer=3, members=(5,))
+    Examples:
+        >>> str(Unit("neurons", 2, (0, 1, 2, 7)))
+        'neurons[2,0-2,7]'
+        >>> Unit.parse("head[3,5]")
+        Unit(kind='head', layer=3, members=(5,))
     """
 
     kind: str

@@ -26,8 +26,9 @@ class Node:
     Raises:
         WeightsmithError: an unknown kind, or numbers that it does not have.
 
-    >>> str(Node("head", 3, 2, "q"))
-    'head[3,2].q'
+    Examples:
+        >>> str(Node("head", 3, 2, "q"))
+        'head[3,2].q'
     """
 
     kind: str
@@ -76,10 +77,11 @@ class Edge:
     Raises:
         WeightsmithError: a sender that only reads, a receiver that only writes, or one that is not behind the sender.
 
-    >>> str(Edge.parse("embed->head[3,2].q"))
-    'embed->head[3,2].q'
-    >>> Edge(Node("mlp", 5), Node("logits")) == Edge.parse("mlp[5]->logits")
-    True
+    Examples:
+        >>> str(Edge.parse("embed->head[3,2].q"))
+        'embed->head[3,2].q'
+        >>> Edge(Node("mlp", 5), Node("logits")) == Edge.parse("mlp[5]->logits")
+        True
     """
 
     sender: Node

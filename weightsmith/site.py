@@ -54,12 +54,13 @@ class Site:
     Raises:
         WeightsmithError: an unknown kind, a head where there are none, a negative number, a span below 1.
 
-    >>> Site.parse("attn.z[3,5]@cls")
-    Site(kind='attn.z', layer=3, head=5, tokens='cls')
-    >>> str(Site("resid.out", 4, tokens=(17, 0)))
-    'resid.out[4]@0,17'
-    >>> [str(site) for site in Site.parse("mlp.out[2:4]@last").each()]
-    ['mlp.out[2]@last', 'mlp.out[3]@last']
+    Examples:
+        >>> Site.parse("attn.z[3,5]@cls")
+        Site(kind='attn.z', layer=3, head=5, tokens='cls')
+        >>> str(Site("resid.out", 4, tokens=(17, 0)))
+        'resid.out[4]@0,17'
+        >>> [str(site) for site in Site.parse("mlp.out[2:4]@last").each()]
+        ['mlp.out[2]@last', 'mlp.out[3]@last']
     """
 
     kind: str

@@ -39,6 +39,12 @@ class HeadEdit:
     consolidation, Kirkpatrick et al. 2017, eq. 3). Closed form: the solver's row M = (λC)⁻¹, ρ = 1 on the classifier's
     input features, with the nearest logits that meet every margin as values.
 
+    | paper | here |
+    |---|---|
+    | F | diagonal Fisher information of the classifier's weights on the preserved samples, y drawn from the model's answers |
+    | θ_A | the classifier before the edit |
+    | λ | `ewc_strength` over the mean of F, or `ewc_lambda` |
+
     An absolute EWC weight means nothing on another model: by default F is divided by its mean and weighted by
     `ewc_strength`; `ewc_lambda` (the reference uses 1000) weighs the plain Fisher information instead.
 

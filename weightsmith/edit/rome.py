@@ -24,6 +24,12 @@ class ROME(ClosedForm):
 
     ΔW = (v* − W k*) (C⁻¹ k*)ᵀ / (k*ᵀ C⁻¹ k*): the smallest change in the metric C that maps the key to the value.
 
+    | paper | here |
+    |---|---|
+    | k* | key of the request at the lookup token, averaged over its contexts |
+    | v* | wanted value at the edited map, see `TargetOptions` |
+    | C | second moment of the preserved keys |
+
     The same averaged key stands in numerator and denominator. The published code divides by the bare prompt's key
     instead, which is the known cause of edits that disable a model (Gupta et al., "Rebuilding ROME", 2024); `compat`
     gives that form, for comparison.

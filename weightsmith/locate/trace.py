@@ -34,6 +34,12 @@ def causal_trace(
     effect(layer) = mean over noise samples of metric(restored at layer) − metric(corrupted). `sweep` does the same for
     any sites, corruptions and metrics. `info` has the block forwards that it took, and those of full passes.
 
+    | paper | here |
+    |---|---|
+    | noise ε ~ N(0, ν) on the subject's embeddings, ν = 3σ | `corruption`, on the patches' embeddings |
+    | restored state h_i^(l) | output of block l at `tokens` |
+    | indirect effect P*,clean h − P* | effect, in `metric` |
+
     Args:
         requests: images the model gets wrong; each is traced by itself.
         corruption: noise on the patch embeddings; σ is measured over all requests.

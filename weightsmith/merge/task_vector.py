@@ -46,13 +46,11 @@ class TaskVector:
     Unlike an edit, a task vector is meant for other weights as well, so it never refuses any of its names and shapes. What
     it was made from stands in `info` by hash; that w and f are hardly of one lineage (‖f - w‖ > `FAR` · ‖w‖) is a warning.
 
-    ============ ================================
-    paper        here
-    ============ ================================
-    θ_pre, θ_ft  pretrained, finetuned
-    τ            `delta.changes`
-    λ            `scaling_coef`
-    ============ ================================
+    | paper | here |
+    |---|---|
+    | θ_pre, θ_ft | `pretrained`, `finetuned` |
+    | τ | `delta.changes` |
+    | λ | `scaling_coef` |
 
     Attributes:
         delta: tensor name → v. Its `info` has what made it: operation, mode, the sources' names and hashes, `distance`

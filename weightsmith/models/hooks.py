@@ -124,9 +124,10 @@ def patch(model: Model, patches: Mapping[Site, Patch]) -> Iterator[None]:
 def count_blocks(model: Model) -> Iterator[Callable[[], int]]:
     """Count block forwards (one image through one block is one) while the block runs.
 
-    >>> with count_blocks(model) as count:            # doctest: +SKIP
-    ...     model.logits(pixel_values)
-    >>> count() == len(pixel_values) * model.n_layers  # doctest: +SKIP
+    Examples:
+        >>> with count_blocks(model) as count:            # doctest: +SKIP
+        ...     model.logits(pixel_values)
+        >>> count() == len(pixel_values) * model.n_layers  # doctest: +SKIP
     """
     total = 0
 
