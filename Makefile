@@ -31,7 +31,7 @@ floors: $(STAMP)
 
 # Strict: a dead link, a page outside the navigation, or a docstring that cannot be read is an error. See build/site/index.html.
 docs: $(STAMP)
-	$(BIN)/mkdocs build --strict --quiet
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
 
 # torch is pinned in constraints.txt rather than in pyproject.toml, so that a user with a GPU gets their own build.
 $(STAMP): pyproject.toml constraints.txt
