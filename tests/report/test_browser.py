@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from tests.report.browser import browser, why_not
+from tests.browser import browser, why_not
 from tests.report.pages import PAGES
 from weightsmith.report import plots
 from weightsmith.report.parts import Cell

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -18,16 +17,13 @@ from urllib.request import Request, urlopen
 import numpy as np
 import pytest
 
+from tests.browser import browser, why_not
 from weightsmith import cli
 from weightsmith.run.bench.guard import Guard
 from weightsmith.run.bench.server import address_of, listening
 from weightsmith.run.bench.session import Session
 from weightsmith.stream import Journal
 
-ARGUMENTS = (
-    "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync",
-)  # fmt: skip
 PATIENCE = 120_000
 """Milliseconds for what takes a second on an idle machine."""
 
@@ -39,27 +35,31 @@ def served(run: Path) -> Iterator[tuple[str, subprocess.Popen[str]]]:
     """The command as a user starts it: its address and its process, which is killed afterwards."""
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     asked = [sys.executable, "-W", "ignore", "-m", "weightsmith", "bench", str(run), "--port", "0", "--device", "cpu"]
-    with subprocess.Popen(asked, stdout=subprocess.PIPE, env=environment, text=True) as process:
+    with subprocess.Popen(asked, stderr=subprocess.PIPE, env=environment, text=True) as process:
         try:
-            assert process.stdout is not None
-            line = process.stdout.readline()
-            assert "is open" in line, line
-            yield line.split()[0], process
+            assert process.stderr is not None
+            said = list(iter_until(process.stderr, "is open"))
+            assert "is open" in said[-1], said
+            yield next(word for word in said[-1].split() if word.startswith("http")), process
         finally:
             process.send_signal(signal.SIGKILL)
+
+
+def iter_until(lines: Iterable[str], words: str) -> Iterator[str]:
+    """The lines up to the one that has the words, or to the end."""
+    for line in lines:
+        yield line
+        if words in line:
+            return
 
 
 @pytest.fixture
 def chromium() -> Iterator[Any]:
     """A browser; the test is skipped where there is none."""
-    found = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
-    if found is None:
-        pytest.skip("no chromium on this machine: install it to test the page in a browser")
-    playwright = pytest.importorskip("playwright.sync_api", reason="no playwright: pip install -e '.[dev]'")
-    with playwright.sync_playwright() as started:
-        browser = started.chromium.launch(executable_path=found, args=list(ARGUMENTS))
-        yield browser
-        browser.close()
+    if why_not():
+        pytest.skip(why_not())
+    with browser() as started:
+        yield started
 
 
 @pytest.fixture(scope="module")
