@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -36,6 +37,9 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, default=50257)
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument(
+        "--methods", nargs="+", choices=["task_arithmetic", "ties"], default=["task_arithmetic", "ties"]
+    )
+    parser.add_argument(
         "--peers", type=Path, help="a folder that mergekit was installed into with pip install --target"
     )
     parser.add_argument("--child", nargs=2, help=argparse.SUPPRESS)
@@ -56,15 +60,15 @@ def main() -> None:
         ("weightsmith", "ties"): ours(work, "ties"),
         ("flat", "ties"): child(given, "flat", work),
     }  # fmt: skip
+    commands = {key: command for key, command in commands.items() if key[1] in given.methods}
     rows = [
         {"tool": tool, "method": method, "round": turn, **measured(command, given)}
         for turn in range(given.rounds)
         for (tool, method), command in commands.items()
+        if cleared(work, tool, method)
     ]
-    equal = {
-        "task_arithmetic": same(work / "ours-task_arithmetic", work / "mergekit"),
-        "ties": same(work / "ours-ties", work / "flat"),
-    }
+    pairs = {"task_arithmetic": ("ours-task_arithmetic", "mergekit"), "ties": ("ours-ties", "flat")}
+    equal = {name: same(work / mine, work / theirs) for name, (mine, theirs) in pairs.items() if name in given.methods}
     for row in rows:
         row["identical_tensors"] = equal[row["method"]][0]
         row["tensors"] = equal[row["method"]][1]
@@ -77,6 +81,13 @@ def main() -> None:
     if given.peers:
         sys.path.insert(0, str(given.peers))
     keep(rows, given.out, "merge", ("tool", "method", "round"), {"mergekit": metadata.version("mergekit")})
+
+
+def cleared(work: Path, tool: str, method: str) -> bool:
+    """Remove an earlier result, which no tool's time is to hold."""
+    for name in {"weightsmith": f"ours-{method}", "mergekit": "mergekit", "flat": "flat"}[tool].split():
+        shutil.rmtree(work / name, ignore_errors=True)
+    return True
 
 
 def ours(work: Path, method: str) -> list[str]:

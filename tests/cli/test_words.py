@@ -44,7 +44,7 @@ def test_bad_words(weightsmith, words: str) -> None:
 def test_no_words(weightsmith) -> None:
     seen = weightsmith()
     assert seen.status == 2
-    assert "give one of run, baseline" in seen.err
+    assert "give one of run, bench, baseline" in seen.err
 
 
 def test_bad_words_as_json(weightsmith) -> None:

@@ -124,7 +124,7 @@ def test_many_lines_get_panels_on_one_scale(measured):
 
 def test_kinds_have_colours_of_their_own():
     kinds = ("resid.in", "resid.mid", "resid.out", "attn.out", "mlp.key", "mlp.out", "mlp.value")
-    lines = maps._looks([maps._Line(kind, "", 1, "", 1) for kind in kinds], tokens_apart=False)
+    lines = curves._looks([curves._Line(kind, "", 1, "", 1) for kind in kinds], tokens_apart=False)
     assert len({look["color"] for look in lines.values()}) == len(kinds)
 
 

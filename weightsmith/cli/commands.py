@@ -56,7 +56,8 @@ COMMANDS = (
     ),
     Command(
         name="bench",
-        about="Correct a classifier's errors by hand on a local page: see why, name the right class, preview, keep, undo.",
+        about="Correct a classifier's errors by hand on a local page: see why, name the right class, preview, keep, undo. "
+        "Every edit that is kept is in the journal of the run, which `weightsmith edits` reads too.",
         options="WorkbenchOptions",
         does="weightsmith.run.bench.command:bench",
         resumes=False,

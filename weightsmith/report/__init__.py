@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from weightsmith.report.comparison import by_batch_size, by_method, comparison_figures, comparison_table
     from weightsmith.report.curves import layer_curve_rows, layer_curves
     from weightsmith.report.edits import edit_entry
-    from weightsmith.report.language_card import language_card
+    from weightsmith.report.fact_card import language_card
     from weightsmith.report.locate_page import LocateInputs, build_locate
     from weightsmith.report.maps import layer_head_map, layer_head_rows, layer_token_map, layer_token_rows
     from weightsmith.report.overlays import attention_maps, patch_weight_rows, patch_weights, token_map_rows, token_maps
@@ -29,7 +29,7 @@ _HOMES = {
     "comparison": ("by_batch_size", "by_method", "comparison_figures", "comparison_table"),
     "curves": ("layer_curve_rows", "layer_curves"),
     "edits": ("edit_entry",),
-    "language_card": ("language_card",),
+    "fact_card": ("language_card",),
     "locate_page": ("LocateInputs", "build_locate"),
     "maps": ("layer_head_map", "layer_head_rows", "layer_token_map", "layer_token_rows"),
     "overlays": ("attention_maps", "patch_weight_rows", "patch_weights", "token_map_rows", "token_maps"),

@@ -44,6 +44,8 @@ def layer_curve_blocks(effects: Sequence[Effects]) -> list[Block]:
     rows = layer_curve_rows(effects)
     charts: list[tuple[str, Block]] = []
     for title, lines in line_labels(rows):
+        if all(math.isnan(row["mean"]) for _, points in lines for row in points):
+            continue  # prompts that end with their subject have no further tokens, say
         drawn = [
             Line(
                 label,
@@ -166,6 +168,6 @@ def _maps(
 
 
 def _tabbed(label: str, found: Sequence[tuple[str, Block]]) -> list[Block]:
-    if len(found) == 1:
-        return [found[0][1]]
+    if len(found) < 2:
+        return [block for _, block in found]
     return [Tabs(label=label, panels=[(title, [block]) for title, block in found])]

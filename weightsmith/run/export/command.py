@@ -40,6 +40,7 @@ def export(options: ExportOptions) -> Outcome:
         folder=out,
         figures={"export": {"form": options.form, "holds": source.told, "compared": told, "pushed": address or None}},
         summary=summary,
+        shown=summary[1:],
         closing=f"holds {source.told}: {told}",
     )
 
