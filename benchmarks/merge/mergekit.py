@@ -57,6 +57,7 @@ def main() -> None:
         ("mergekit", "task_arithmetic"): [
             sys.executable, "-m", "mergekit.scripts.run_yaml", str(work / "task_arithmetic.yml"), str(work / "mergekit"),
         ],
+        ("weightsmith in Python", "task_arithmetic"): in_python(work),
         ("weightsmith", "ties"): ours(work, "ties"),
         ("flat", "ties"): child(given, "flat", work),
     }  # fmt: skip
@@ -85,8 +86,13 @@ def main() -> None:
 
 def cleared(work: Path, tool: str, method: str) -> bool:
     """Remove an earlier result, which no tool's time is to hold."""
-    for name in {"weightsmith": f"ours-{method}", "mergekit": "mergekit", "flat": "flat"}[tool].split():
-        shutil.rmtree(work / name, ignore_errors=True)
+    places = {
+        "weightsmith": f"ours-{method}",
+        "weightsmith in Python": "library",
+        "mergekit": "mergekit",
+        "flat": "flat",
+    }
+    shutil.rmtree(work / places[tool], ignore_errors=True)
     return True
 
 
@@ -97,6 +103,14 @@ def ours(work: Path, method: str) -> list[str]:
         sys.executable, "-m", "weightsmith", "merge", "--method", method, "--base", str(work / "base"), "--models", *models,
         "--weights", *map(str, WEIGHTS), "--out", str(work / f"ours-{method}"), "--overwrite",
     ]  # fmt: skip
+
+
+def in_python(work: Path) -> list[str]:
+    """The same merge as a call of the library: without the command line's parser, the page and the card."""
+    base, *models = (str(work / name) for name in NAMES)
+    given = f"'task_arithmetic', {base!r}, {models!r}, {str(work / 'library')!r}, weights={WEIGHTS!r}"
+    call = f"from weightsmith.merge import merge; merge({given})"
+    return [sys.executable, "-c", call]
 
 
 def child(given: argparse.Namespace, what: str, work: Path) -> list[str]:
