@@ -82,7 +82,7 @@ class Family:
     """One architecture: blocks, tokens, sites and linear maps by module path.
 
     `rotary` is the module that gives (cos, sin) of the positions, from the network's root, where blocks are handed them:
-    None where positions are embedded; a network without such a module turns queries and keys in each attention. `partial`
+    None where positions are embedded; with `rotary_may_lack` a network without it turns queries and keys itself. `partial`
     says that a block may be without its attention or without its MLP; the sites of what is not there are not there either.
     `scaled` says that a factor a channel may lie between what a block's maps give and what is added to the stream. `fits` is
     what tells networks of one model type apart: attribute, counted from the root, → what it must be, a module by the name of
@@ -106,6 +106,7 @@ class Family:
     head_width: str | None = None
     causal: bool = False
     rotary: str | None = None
+    rotary_may_lack: bool = False
     parts: BlockParts | None = None
     partial: bool = False
     root: str = ""
@@ -173,6 +174,7 @@ class Family:
                 head_width=attention.get("head_width"),
                 causal=attention.get("causal", False),
                 rotary=attention.get("rotary"),
+                rotary_may_lack=attention.get("rotary_may_lack", False),
                 parts=None if parts is None else BlockParts(**parts | {"qkv": tuple(parts["qkv"])}),
                 partial=table.get("partial", False),
                 root=table.get("root", ""),
@@ -216,7 +218,8 @@ class Family:
             inside += [f"{block}.{path}" for path in (parts.norm1, parts.norm2, parts.mlp, *parts.qkv, parts.output)]
         if self.partial:
             inside = [path for path in inside if not path.startswith(f"{block}.")]
-        named = [self.blocks, self.classifier, *self.tail, *inside]
+        rotary = [self.rotary] if self.rotary and not self.rotary_may_lack else []
+        named = [self.blocks, self.classifier, *self.tail, *rotary, *inside]
         missing = [path for path in named if path not in there]
         if missing:
             raise WeightsmithError(
