@@ -7,7 +7,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -165,3 +165,53 @@ def in_this_process(session: Session) -> Iterator[str]:
         finally:
             server.should_exit = True
             thread.join(60)
+
+
+def typed(chooser: Any, words: str) -> None:
+    """Type over what stands there, key by key: the list is searched at each key, and not when text is put in at once."""
+    chooser.press("Control+A")
+    chooser.press_sequentially(words)
+
+
+def test_ten_thousand_classes_are_searched_by_typing(chromium: Any, bench: Callable[..., Session]) -> None:
+    session = bench()
+    session.class_names = (*(f"species {label}" for label in range(9_998)), "twin", "twin")
+    with in_this_process(session) as address:
+        page = chromium.new_page()
+        page.set_default_timeout(PATIENCE)
+        page.goto(address)
+        page.locator("#ws-grid button").first.click()
+        page.locator("#ws-image table").wait_for()
+        chooser = page.get_by_label("Right class")
+        chooser.click()
+        assert page.get_by_role("option").count() <= 100
+        typed(chooser, "species 9876")
+        page.get_by_role("option", name="species 9876", exact=True).click()
+        assert chooser.input_value() == "species 9876"
+        chooser.click()
+        typed(chooser, "twin")
+        page.get_by_role("option", name="twin (class 9999)", exact=True).wait_for()
+        page.get_by_role("option", name="twin (class 9998)", exact=True).click()
+        page.get_by_role("button", name="Preview the edit").click()
+        page.get_by_text("has classes 0 to 9").wait_for()  # the classifier has ten: one sentence, no more
+
+
+def test_the_browser_is_told_when_a_preview_is_behind(chromium: Any, bench: Callable[..., Session]) -> None:
+    """Two people at one bench: what one keeps appears on the other's page, whose preview is refused then."""
+    session = bench()
+    with in_this_process(session) as address:
+        pages = [chromium.new_page() for _ in range(2)]
+        for number, page in enumerate(pages):
+            page.set_default_timeout(PATIENCE)
+            page.goto(address)
+            page.locator("#ws-grid button").nth(number).click()
+            page.locator("#ws-image table").wait_for()
+            page.get_by_role("button", name="Preview the edit").click()
+            page.get_by_role("button", name="Keep this edit").wait_for()
+        mine, theirs = pages
+        theirs.get_by_role("button", name="Keep this edit").click()
+        theirs.get_by_role("button", name="Undo edit 1").wait_for()
+        mine.get_by_role("button", name="Undo edit 1").wait_for()
+        mine.get_by_role("button", name="Keep this edit").click()
+        mine.get_by_text("another edit was kept or taken back since this one was solved").wait_for()
+        assert len(session.history()) == 1
