@@ -19,6 +19,7 @@ from weightsmith.evaluate import Classification, EditReport
 from weightsmith.files import read_csv, write_csv
 from weightsmith.measure import Predictions
 from weightsmith.report import plots
+from weightsmith.report.classes import telling_classes
 from weightsmith.run.tables import confusion_rows, confusion_tables, prediction_rows
 
 MANY = 10_000
@@ -96,12 +97,12 @@ def test_ten_thousand_classes_are_scored_and_written_in_seconds(tmp_path: Path) 
     assert time.process_time() - started < 60
 
 
-def test_the_busiest_classes_are_those_with_errors_and_changes() -> None:
+def test_the_classes_that_are_shown_are_those_with_changes_and_errors() -> None:
     before = np.eye(8, dtype=np.int64) * 5
     before[2, 6] = 3
     after = before.copy()
     after[7, 7], after[7, 1] = 3, 2
-    assert plots.busiest(before, [after], 4) == [1, 2, 6, 7]
+    assert telling_classes(before, [after], 4) == [1, 2, 6, 7]
 
 
 @pytest.mark.parametrize("classes", [4, 120])

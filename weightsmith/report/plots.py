@@ -26,12 +26,13 @@ from matplotlib.ticker import MaxNLocator, PercentFormatter
 
 from weightsmith.effects import Effects
 from weightsmith.files import atomic_path
+from weightsmith.report.classes import telling_classes
 from weightsmith.report.words import Row, layer_labels, metric_title, number
 
 BLUE, ORANGE, VERMILION, GREY = "#0072B2", "#E69F00", "#D55E00", "#5A6472"
 MOST_CELLS_WITH_TEXT = 15
 """Classes up to which a confusion matrix shows its counts as text."""
-MOST_CLASSES, BUSIEST = 250, 60
+MOST_CLASSES, MOST_DRAWN = 250, 60
 """Classes up to which a confusion matrix shows all of them, and how many it shows beyond."""
 
 _DPI = 150
@@ -145,12 +146,12 @@ def confusion_matrices(before: np.ndarray, after: Mapping[str, np.ndarray], clas
         before: (classes, classes) counts, rows are the true classes.
         after: method → counts of the edited model.
 
-    Of more than `MOST_CLASSES` classes those `BUSIEST` are drawn that have most errors and changes.
+    Of more than `MOST_CLASSES` classes those `MOST_DRAWN` are drawn that changed most, then those with most errors.
     """
     of_all = ""
     if len(class_names) > MOST_CLASSES:
-        kept = busiest(before, tuple(after.values()), BUSIEST)
-        of_all = f"the {len(kept)} of {len(class_names):,} classes with most errors and changes"
+        kept = telling_classes(before, tuple(after.values()), MOST_DRAWN)
+        of_all = f"the {len(kept)} of {len(class_names):,} classes with most changes and errors"
         before, class_names = before[np.ix_(kept, kept)], [class_names[i] for i in kept]
         after = {name: counts[np.ix_(kept, kept)] for name, counts in after.items()}
     count = len(class_names)
@@ -189,16 +190,6 @@ def confusion_matrices(before: np.ndarray, after: Mapping[str, np.ndarray], clas
             mark = Line2D([], [], color=VERMILION, marker="s", markerfacecolor="none", markersize=9, linestyle="none")
             figure.legend([mark], ["count differs from before"], loc="outside lower center", frameon=False, fontsize=9)
     return figure
-
-
-def busiest(before: np.ndarray, after: Sequence[np.ndarray], most: int) -> list[int]:
-    """The classes, in their order, that have most images off the diagonal, and most that moved."""
-    busy = np.zeros(len(before), dtype=np.int64)
-    for counts in (before, *after):
-        moved = np.abs(counts - before)
-        for axis in (0, 1):
-            busy += counts.sum(axis) - counts.diagonal() + moved.sum(axis)
-    return sorted(np.argsort(-busy, kind="stable")[:most].tolist())
 
 
 def _matrix(axes: Axes, counts: np.ndarray, reference: np.ndarray | None) -> None:

@@ -5,7 +5,8 @@ import re
 import numpy as np
 import pytest
 
-from weightsmith.report.parts import Cell, HeatMap, Patches, PatchMap, PatchRow, confusion_tabs, telling_classes
+from weightsmith.report.classes import telling_classes
+from weightsmith.report.parts import Cell, HeatMap, Patches, PatchMap, PatchRow, confusion_tabs
 from weightsmith.report.parts.confusion import MOST_CLASSES
 from weightsmith.report.parts.heatmap import STRONG, decimals_for, signed
 from weightsmith.report.parts.patches import MOST_PATCHES

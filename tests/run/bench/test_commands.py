@@ -11,6 +11,7 @@ import pytest
 import torch
 import yaml
 
+from tests.run.conftest import assert_refused
 from weightsmith.delta import weights_hash
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import read_csv
@@ -22,16 +23,6 @@ from weightsmith.run.bench.session import Session
 from weightsmith.run.recorded import recorded_split
 
 Bench = Callable[..., Session]
-
-
-def assert_refused(outcome, words: list[str]) -> None:
-    """One sentence that has these words, status 1, no traceback."""
-    errors = [line for line in outcome.err.strip().splitlines() if line.startswith("error:")]
-    assert outcome.status == 1, outcome
-    assert len(errors) == 1, outcome.err
-    assert "Traceback" not in outcome.err
-    for word in words:
-        assert word in errors[0], errors[0]
 
 
 def test_edits_of_the_bench_are_ordinary_ones(

@@ -7,7 +7,7 @@ page is complete without its script, which only adds tabs, tooltips and arrow ke
 from weightsmith.report.parts.blocks import Block, Picture, TableBlock, Tabs, Words
 from weightsmith.report.parts.cards import Cards, Shot
 from weightsmith.report.parts.chart import Chart, Level, Line, Point
-from weightsmith.report.parts.confusion import confusion_tabs, telling_classes
+from weightsmith.report.parts.confusion import confusion_tabs
 from weightsmith.report.parts.heatmap import Cell, HeatMap
 from weightsmith.report.parts.patches import Patches, PatchMap, PatchRow
 
@@ -29,5 +29,4 @@ __all__ = [
     "Tabs",
     "Words",
     "confusion_tabs",
-    "telling_classes",
 ]

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from weightsmith.report.classes import telling_classes
 from weightsmith.report.parts.blocks import Tabs
 from weightsmith.report.parts.heatmap import Cell, HeatMap
 
@@ -15,26 +16,6 @@ MOST_CLASSES = 50
 
 MOST_CLASSES_WITH_TEXT = 15
 """Classes up to which the counts stand in the cells."""
-
-
-def telling_classes(before: np.ndarray, after: Sequence[np.ndarray], most: int) -> list[int]:
-    """At most so many classes: first those that changed most, then those with most errors; in their order.
-
-    Args:
-        before, after: (classes, classes) counts, rows are the true classes.
-    """
-    count = len(before)
-    if count <= most:
-        return list(range(count))
-    moved = np.zeros(count, np.int64)
-    for table in after:
-        rows, columns = np.nonzero(table != before)  # few, where a table of differences would be as large as the matrix
-        apart = np.where(rows == columns, 0, np.abs(table[rows, columns] - before[rows, columns]))
-        np.add.at(moved, rows, apart)
-        np.add.at(moved, columns, apart)
-    wrong = before.sum(0) + before.sum(1) - 2 * np.diag(before)
-    order = np.lexsort((np.arange(count), -wrong, -moved))
-    return sorted(order[:most].tolist())
 
 
 def confusion_tabs(
