@@ -14,7 +14,8 @@ from pathlib import Path
 
 from weightsmith.run.edit import edit
 from weightsmith.run.edits import edits
-from weightsmith.run.options import EditOptions, ListEditsOptions, UndoEditsOptions
+from weightsmith.run.options.edits import ListEditsOptions, UndoEditsOptions
+from weightsmith.run.options.knowledge import EditOptions
 
 
 def main(arguments: list[str] | None = None) -> None:

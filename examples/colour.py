@@ -18,7 +18,8 @@ from pathlib import Path
 from weightsmith.run.baseline import baseline
 from weightsmith.run.inputs import EMBEDDED
 from weightsmith.run.locate import locate
-from weightsmith.run.options import AttributionOptions, BaselineOptions, PatchOptions
+from weightsmith.run.options.correct import BaselineOptions
+from weightsmith.run.options.locate import AttributionOptions, PatchOptions
 
 
 def main(arguments: list[str] | None = None) -> None:

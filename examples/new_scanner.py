@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 from weightsmith.run.baseline import baseline
-from weightsmith.run.options import BaselineOptions, RunOptions
+from weightsmith.run.options.correct import BaselineOptions, RunOptions
 from weightsmith.run.pipeline import run
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import argparse
 
 from weightsmith.run.compress import compress
-from weightsmith.run.options import CompressOptions
+from weightsmith.run.options.compress import CompressOptions
 
 
 def main(arguments: list[str] | None = None) -> None:

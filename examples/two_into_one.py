@@ -16,7 +16,7 @@ from rich.console import Console
 from weightsmith.merge import create
 from weightsmith.run.merge import merge
 from weightsmith.run.merge.search import COEFFICIENTS, Bench, Search
-from weightsmith.run.options import MergeOptions
+from weightsmith.run.options.merge import MergeOptions
 
 METHODS = ("task_arithmetic", "ties", "dare_ties", "breadcrumbs", "tsv", "iso_c")
 

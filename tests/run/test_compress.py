@@ -28,8 +28,7 @@ from weightsmith.run.compress import models as compress_models
 from weightsmith.run.compress import study as compress_study
 from weightsmith.run.compress.baseline import resolved
 from weightsmith.run.compress.record import finished
-from weightsmith.run.options import CompressOptions
-from weightsmith.run.options.compress import UnitScore
+from weightsmith.run.options.compress import CompressOptions, UnitScore
 
 NAMES = ("acdc_threshold_0.05", "eap_keep_0.6")
 FILES = (

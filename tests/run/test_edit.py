@@ -24,7 +24,7 @@ from weightsmith.models import save
 from weightsmith.run.edit import KIN
 from weightsmith.run.fact_run import world_of
 from weightsmith.run.folder import RunFolder
-from weightsmith.run.options import EditOptions
+from weightsmith.run.options.knowledge import EditOptions
 
 
 def rows_of(path: Path) -> list[dict[str, str]]:

@@ -18,7 +18,8 @@ from weightsmith.errors import HeldOutError
 from weightsmith.evaluate import load_examples
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.job import Job
-from weightsmith.run.options import RunOptions, read_yaml
+from weightsmith.run.options.correct import RunOptions
+from weightsmith.run.options.files import read_yaml
 
 
 def rows(path: Path) -> list[dict[str, str]]:

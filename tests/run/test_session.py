@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from weightsmith.errors import WeightsmithError
-from weightsmith.run.options import FolderOptions
+from weightsmith.run.options.folder import FolderOptions
 from weightsmith.run.session import Kin, at_least, distinct, flag, session
 
 

@@ -18,7 +18,7 @@ from weightsmith.delta import Delta, weights_hash
 from weightsmith.edit import editors
 from weightsmith.effects import Effects
 from weightsmith.run import stages
-from weightsmith.run.options import STAGE_NAMES
+from weightsmith.run.options.correct import STAGE_NAMES
 from weightsmith.run.tables import delta_name
 
 
@@ -218,7 +218,7 @@ def test_names_are_new_ones_unless_given(weightsmith, tiny, tmp_path: Path) -> N
 
 def test_two_processes_do_not_share_a_run(weightsmith, run_copy: Path) -> None:
     from weightsmith.run.folder import RunFolder
-    from weightsmith.run.options import RunOptions
+    from weightsmith.run.options.correct import RunOptions
 
     with RunFolder.named(RunOptions(runs_dir=str(run_copy.parent)), run_copy.name).in_use():
         outcome = weightsmith("run", "--stage", "eval", *flags_of(run_copy))

@@ -17,7 +17,7 @@ class Command:
     Attributes:
         name: as it is typed; of two words where it is one of a group: "locate patch".
         about: what it does, the docstring of its options.
-        options: the dataclass of its options, in `weightsmith.run.options`.
+        options: module:dataclass of its options, within `weightsmith.run.options`.
         does: module:function, from the options to an `Outcome`.
         plans: module:function, from the options to a `Plan`, of a command that knows `--dry-run`.
         resumes: whether it takes the options of an existing run for its defaults when it goes on with one.
@@ -32,16 +32,18 @@ class Command:
 
     def kind(self) -> type[Any]:
         """The dataclass of its options."""
-        found: type[Any] = getattr(import_module("weightsmith.run.options"), self.options)
+        found: type[Any] = _named(f"weightsmith.run.options.{self.options}")
         return found
 
     def function(self) -> Callable[[Any], Any]:
         """What does it."""
-        return _named(self.does)
+        found: Callable[[Any], Any] = _named(self.does)
+        return found
 
     def planner(self) -> Callable[[Any], Any]:
         """What plans it."""
-        return _named(self.plans)
+        found: Callable[[Any], Any] = _named(self.plans)
+        return found
 
 
 _FORECAST = "weightsmith.run.forecast"
@@ -50,7 +52,7 @@ COMMANDS = (
     Command(
         name="run",
         about="Correct a classifier: data, train, locate, edit, evaluate.",
-        options="RunOptions",
+        options="correct:RunOptions",
         does="weightsmith.run.pipeline:run",
         plans=f"{_FORECAST}.correct:run",
     ),
@@ -58,14 +60,14 @@ COMMANDS = (
         name="bench",
         about="Correct a classifier's errors by hand on a local page: see why, name the right class, preview, keep, undo. "
         "Every edit that is kept is in the journal of the run, which `weightsmith edits` reads too.",
-        options="WorkbenchOptions",
+        options="bench:WorkbenchOptions",
         does="weightsmith.run.bench.command:bench",
         resumes=False,
     ),
     Command(
         name="baseline",
         about="Train a classifier on a data set's official train, val and test parts.",
-        options="BaselineOptions",
+        options="correct:BaselineOptions",
         does="weightsmith.run.baseline:baseline",
         plans=f"{_FORECAST}.correct:baseline",
         resumes=False,
@@ -73,35 +75,35 @@ COMMANDS = (
     Command(
         name="compress",
         about="Make a vision transformer smaller: train it, remove what it does not need, measure what is left.",
-        options="CompressOptions",
+        options="compress:CompressOptions",
         does="weightsmith.run.compress:compress",
         plans=f"{_FORECAST}.compress:compress",
     ),
     Command(
         name="edit",
         about="Edit facts in a language model, and measure what became of them and of everything else.",
-        options="EditOptions",
+        options="knowledge:EditOptions",
         does="weightsmith.run.edit:edit",
         plans=f"{_FORECAST}.knowledge:edit",
     ),
     Command(
         name="compare",
         about="Compare editing methods over batch sizes and seeds on the same requests.",
-        options="CompareOptions",
+        options="knowledge:CompareOptions",
         does="weightsmith.run.compare:compare",
         plans=f"{_FORECAST}.bench:compare",
     ),
     Command(
         name="evaluate",
         about="Measure trained image classifiers side by side: accuracy, confidence, time and size.",
-        options="EvaluateOptions",
+        options="evaluate:EvaluateOptions",
         does="weightsmith.run.evaluate:evaluate",
         plans=f"{_FORECAST}.evaluate:evaluate",
     ),
     Command(
         name="merge",
         about="Merge models that were fine-tuned from one base into one, without losing a tensor.",
-        options="MergeOptions",
+        options="merge:MergeOptions",
         does="weightsmith.run.merge:merge",
         plans=f"{_FORECAST}.merge:merge",
         resumes=False,
@@ -110,7 +112,7 @@ COMMANDS = (
         name="export",
         about="Take a run's edited model elsewhere: an ONNX file, a LoRA adapter of PEFT's, or a Hugging Face folder with the "
         "edit in its weights; read back and compared before it is in place.",
-        options="ExportOptions",
+        options="export:ExportOptions",
         does="weightsmith.run.export:export",
         resumes=False,
     ),
@@ -118,105 +120,105 @@ COMMANDS = (
         name="artificial",
         about="Task arithmetic on artificial data: two tables, a base, a fine-tuned network, a sweep; or the sweep of your own "
         "pair.",
-        options="ArtificialOptions",
+        options="artificial:ArtificialOptions",
         does="weightsmith.run.artificial.command:artificial",
         plans=f"{_FORECAST}.artificial:artificial",
     ),
     Command(
         name="facts",
         about="Make the fact world, and train a small GPT-2 on it: a few minutes on a CPU.",
-        options="FactsOptions",
+        options="knowledge:FactsOptions",
         does="weightsmith.run.fact_run:facts",
         plans=f"{_FORECAST}.knowledge:facts",
     ),
     Command(
         name="locate trace",
         about="Causal tracing: noise on the embeddings of patches, or of a prompt's subject.",
-        options="TraceOptions",
+        options="locate:TraceOptions",
         does="weightsmith.run.locate:locate",
         plans=f"{_FORECAST}.locate:locate",
     ),
     Command(
         name="locate patch",
         about="Activation patching on pairs: an image and what it becomes without its colour, its order, its sharpness...",
-        options="PatchOptions",
+        options="locate:PatchOptions",
         does="weightsmith.run.locate:locate",
         plans=f"{_FORECAST}.locate:locate",
     ),
     Command(
         name="locate attribution",
         about="Gradient screens of every place at once, the best of them measured exactly, and how much the screen missed.",
-        options="AttributionOptions",
+        options="locate:AttributionOptions",
         does="weightsmith.run.locate:locate",
         plans=f"{_FORECAST}.locate:locate",
     ),
     Command(
         name="locate astra",
         about="ASTRA: which patches of the image make the class, by random masks, and a steering vector made from them.",
-        options="PatchAttributionOptions",
+        options="locate:PatchAttributionOptions",
         does="weightsmith.run.locate:locate",
         plans=f"{_FORECAST}.locate:locate",
     ),
     Command(
         name="ablate lora",
         about="One edit as LoRA adapters: what rank, fit steps and the start of the fit cost of it.",
-        options="AblateLoraOptions",
+        options="ablate:AblateLoraOptions",
         does="weightsmith.run.ablate:ablate",
         plans=f"{_FORECAST}.bench:ablate",
     ),
     Command(
         name="ablate replay",
         about="A stream of edits with several ways to replay earlier ones: what is forgotten, and what the rest costs.",
-        options="AblateReplayOptions",
+        options="ablate:AblateReplayOptions",
         does="weightsmith.run.ablate:ablate",
         plans=f"{_FORECAST}.bench:ablate",
     ),
     Command(
         name="edits list",
         about="The edits in force, a line each.",
-        options="ListEditsOptions",
+        options="edits:ListEditsOptions",
         does="weightsmith.run.edits:edits",
         resumes=False,
     ),
     Command(
         name="edits show",
         about="All that the journal has of one edit.",
-        options="ShowEditOptions",
+        options="edits:ShowEditOptions",
         does="weightsmith.run.edits:edits",
         resumes=False,
     ),
     Command(
         name="edits undo",
         about="Take the last batches back, bit by bit.",
-        options="UndoEditsOptions",
+        options="edits:UndoEditsOptions",
         does="weightsmith.run.edits:edits",
         resumes=False,
     ),
     Command(
         name="edits remove",
         about="Make it as if one edit had never been made: its batch and every later one are solved again without it.",
-        options="RemoveEditOptions",
+        options="edits:RemoveEditOptions",
         does="weightsmith.run.edits:edits",
         resumes=False,
     ),
     Command(
         name="edits replay",
         about="Make the edited model anew from the weights before the first edit and the journal, and check it.",
-        options="ReplayEditsOptions",
+        options="edits:ReplayEditsOptions",
         does="weightsmith.run.edits:edits",
         resumes=False,
     ),
     Command(
         name="download",
         about="Fetch a MedMNIST data set: resumed, checked by MD5, put in place when it is whole.",
-        options="DownloadOptions",
+        options="correct:DownloadOptions",
         does="weightsmith.run.fetch:fetch",
         resumes=False,
     ),
     Command(
         name="doctor",
         about="Look at this machine: what is broken, what would be slow, what is not installed, and a remedy for each.",
-        options="DoctorOptions",
+        options="doctor:DoctorOptions",
         does="weightsmith.run.doctor:doctor",
         resumes=False,
     ),
@@ -261,7 +263,6 @@ def find(name: str) -> Command:
     raise LookupError(f"weightsmith has no command {name}: {did_you_mean(name, first_words())}")
 
 
-def _named(place: str) -> Callable[[Any], Any]:
+def _named(place: str) -> Any:
     module, _, name = place.partition(":")
-    found: Callable[[Any], Any] = getattr(import_module(module), name)
-    return found
+    return getattr(import_module(module), name)

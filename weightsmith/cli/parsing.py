@@ -133,12 +133,14 @@ def _plain(kind: type[Any]) -> Any:
 
 def _defaults(command: Command, kind: type[Any], flags: list[str]) -> Any:
     """Defaults: the options of the run that is gone on with, under those of `--config`."""
-    from weightsmith.files import user_path
-    from weightsmith.run.options import CompressOptions, EvaluateOptions, read_yaml
-
     base = _plain(kind)
     if base is None or not hasattr(base, "config"):
         return base
+    from weightsmith.files import user_path
+    from weightsmith.run.options.compress import CompressOptions
+    from weightsmith.run.options.evaluate import EvaluateOptions
+    from weightsmith.run.options.files import read_yaml
+
     values = {name: _flag(flags, name) for name in ("run-name", "runs-dir", "stage", "mode", "config")}
     folder = _flag(flags, "output-dir") if kind is EvaluateOptions else None
     if folder and not values["run-name"]:
@@ -157,7 +159,10 @@ def _defaults(command: Command, kind: type[Any], flags: list[str]) -> Any:
 
 def _as_asked(stored: Path, base: Any) -> Any:
     """The options of an existing run, without those that say what is to be done with its folder."""
-    from weightsmith.run.options import ArtificialOptions, CompressOptions, RunOptions, read_yaml
+    from weightsmith.run.options.artificial import ArtificialOptions
+    from weightsmith.run.options.compress import CompressOptions
+    from weightsmith.run.options.correct import RunOptions
+    from weightsmith.run.options.files import read_yaml
 
     again: dict[str, Any] = {"resume": False, "overwrite": False, "timestamp": False, "config": None}
     if isinstance(base, RunOptions):

@@ -18,7 +18,7 @@ from weightsmith.run.ablating import Ablation
 from weightsmith.run.benches import ImageBench
 from weightsmith.run.benching import batch_of
 from weightsmith.run.draws import PLAN, REQUESTS
-from weightsmith.run.options import AblateLoraOptions, AblateOptions, AblateReplayOptions
+from weightsmith.run.options.ablate import AblateLoraOptions, AblateOptions, AblateReplayOptions
 from weightsmith.run.outcome import Outcome
 from weightsmith.run.planned import planned
 from weightsmith.run.session import Kin, at_least, distinct, flag, session

@@ -25,7 +25,7 @@ from weightsmith.models import Model
 from weightsmith.report.ablation import lora_rank_vs_metrics
 from weightsmith.request import ImageRequest, Request, TextRequest
 from weightsmith.run.ablating import Ablated, Ablation, Rows, terminal_table
-from weightsmith.run.options import AblateLoraOptions
+from weightsmith.run.options.ablate import AblateLoraOptions
 from weightsmith.run.trials import Setting, Trial
 
 _log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from weightsmith.report.ablation import forgetting_curves, replay_figure
 from weightsmith.request import Request
 from weightsmith.run.ablating import Ablated, Ablation, Rows, terminal_table
 from weightsmith.run.cells import columns, failures
-from weightsmith.run.options import AblateReplayOptions
+from weightsmith.run.options.ablate import AblateReplayOptions
 from weightsmith.run.trials import Setting, Trial, titled
 from weightsmith.stream import ReplayOptions, Stream
 

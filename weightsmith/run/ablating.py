@@ -21,7 +21,7 @@ from weightsmith.request import Request
 from weightsmith.run.benches import ImageBench, TextBench
 from weightsmith.run.cells import key_of
 from weightsmith.run.draws import Plan
-from weightsmith.run.options import AblateOptions
+from weightsmith.run.options.ablate import AblateOptions
 from weightsmith.run.trials import Setting, Trial
 
 Rows = list[dict[str, object]]

@@ -25,7 +25,7 @@ from weightsmith.run.job import (
     start_of,
     train_options,
 )
-from weightsmith.run.options import BaselineOptions
+from weightsmith.run.options.correct import BaselineOptions
 from weightsmith.run.outcome import Outcome
 from weightsmith.run.tracking import check_tracking, tracking
 from weightsmith.train import TrainOptions, fit

@@ -23,7 +23,8 @@ from weightsmith.run.folder import RunFolder
 from weightsmith.run.inputs import EMBEDDED, embedded_model
 from weightsmith.run.job import check_device
 from weightsmith.run.language import Kept, facts_of, of_name
-from weightsmith.run.options import AblateOptions, BenchOptions, CompareOptions
+from weightsmith.run.options.ablate import AblateOptions
+from weightsmith.run.options.knowledge import BenchOptions, CompareOptions
 from weightsmith.run.recorded import recorded_split
 
 _log = logging.getLogger(__name__)

@@ -16,7 +16,8 @@ from weightsmith.models import Model, registered_by, wrapper_of
 from weightsmith.request import TextRequest
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.job import start_of
-from weightsmith.run.options import EditOptions, RunOptions
+from weightsmith.run.options.correct import RunOptions
+from weightsmith.run.options.knowledge import EditOptions
 
 Rows = Sequence[Mapping[str, Any]]
 

@@ -21,7 +21,7 @@ from weightsmith.run.benching import METHODS, bench_of
 from weightsmith.run.cells import Cell, failures, file_of, key_of
 from weightsmith.run.draws import PLAN, REQUESTS, Plan
 from weightsmith.run.folder import RunFolder
-from weightsmith.run.options import CompareOptions
+from weightsmith.run.options.knowledge import CompareOptions
 from weightsmith.run.outcome import Outcome
 from weightsmith.run.planned import planned
 from weightsmith.run.session import Kin, at_least, distinct, session

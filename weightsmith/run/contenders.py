@@ -13,7 +13,7 @@ from weightsmith.errors import WeightsmithError, did_you_mean, near_path
 from weightsmith.files import user_path
 from weightsmith.models import Model, load
 from weightsmith.run.job import check_device
-from weightsmith.run.options import EvaluateOptions
+from weightsmith.run.options.evaluate import EvaluateOptions
 from weightsmith.run.recorded import recorded_split
 
 _log = logging.getLogger(__name__)

@@ -32,7 +32,7 @@ from weightsmith.run.editing import check_layer_flags
 from weightsmith.run.fact_run import of_auto
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.language import Kept, facts_of, of_name
-from weightsmith.run.options import EditOptions
+from weightsmith.run.options.knowledge import EditOptions
 from weightsmith.run.outcome import Outcome
 from weightsmith.run.session import Kin, at_least, distinct, session
 from weightsmith.run.streaming import as_one, check, fill, in_force, stream_of

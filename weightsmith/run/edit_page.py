@@ -11,7 +11,7 @@ from weightsmith.files import read_csv, write_text
 from weightsmith.report.edit_page import EditInputs, build_edit
 from weightsmith.request import TextRequest
 from weightsmith.run.folder import RunFolder
-from weightsmith.run.options import EditOptions
+from weightsmith.run.options.knowledge import EditOptions
 
 PAGE = "report.html"
 

@@ -11,7 +11,7 @@ from weightsmith.effects import Effects
 from weightsmith.errors import WeightsmithError
 from weightsmith.run.findings import layers_of
 from weightsmith.run.job import TRAIN_DEFAULTS, Job, train_options
-from weightsmith.run.options import RunOptions
+from weightsmith.run.options.correct import RunOptions
 
 AUTO = "auto"
 """The word for the editor that suits the model best."""

@@ -18,16 +18,16 @@ from weightsmith.run.edit import as_adapters, editor_of, write_results
 from weightsmith.run.fact_run import of_auto
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.language import Kept, of_name
-from weightsmith.run.options import (
-    EditOptions,
+from weightsmith.run.options.edits import (
     EditsOptions,
     ListEditsOptions,
     RemoveEditOptions,
     ReplayEditsOptions,
     ShowEditOptions,
     UndoEditsOptions,
-    read_yaml,
 )
+from weightsmith.run.options.files import read_yaml
+from weightsmith.run.options.knowledge import EditOptions
 from weightsmith.run.outcome import Outcome
 from weightsmith.run.streaming import as_one, edit_entries, in_force, journal_of, listed, shown, stream_of
 from weightsmith.stream import Stream

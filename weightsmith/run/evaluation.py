@@ -22,7 +22,7 @@ from weightsmith.run.cells import stored
 from weightsmith.run.contenders import contenders, held_out_of
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.measured import BATCH_SIZES, CENTRE, Measured, answers, timed
-from weightsmith.run.options import EvaluateOptions
+from weightsmith.run.options.evaluate import EvaluateOptions
 from weightsmith.run.outcome import Outcome
 
 _log = logging.getLogger(__name__)

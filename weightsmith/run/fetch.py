@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from weightsmith.data.download import download
-from weightsmith.run.options import DownloadOptions
+from weightsmith.run.options.correct import DownloadOptions
 from weightsmith.run.outcome import Outcome
 
 

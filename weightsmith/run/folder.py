@@ -20,7 +20,9 @@ from filelock import FileLock, Timeout
 
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.files import explained, remove, user_path, write_json, write_text
-from weightsmith.run.options import STAGE_NAMES, FolderOptions, RunOptions, to_yaml
+from weightsmith.run.options.correct import STAGE_NAMES, RunOptions
+from weightsmith.run.options.files import to_yaml
+from weightsmith.run.options.folder import FolderOptions
 
 _log = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from weightsmith.measure import predict
 from weightsmith.models import Model, create, load, presets, save
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.job import check_device, save_indices
-from weightsmith.run.options import LocateOptions, PairOptions, PatchOptions, SweepOptions
+from weightsmith.run.options.locate import LocateOptions, PairOptions, PatchOptions, SweepOptions
 from weightsmith.run.recorded import recorded_split
 from weightsmith.train import TrainOptions, fit
 

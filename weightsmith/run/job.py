@@ -23,7 +23,8 @@ from weightsmith.models import Model, create, load, presets
 from weightsmith.models.store import PRETRAINED
 from weightsmith.request import ImageRequest
 from weightsmith.run.folder import RunFolder
-from weightsmith.run.options import BaselineOptions, CompressOptions, RunOptions
+from weightsmith.run.options.compress import CompressOptions
+from weightsmith.run.options.correct import BaselineOptions, RunOptions
 from weightsmith.train import TrainOptions, find_device
 
 _log = logging.getLogger(__name__)

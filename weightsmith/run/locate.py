@@ -18,7 +18,7 @@ from weightsmith.models import Model
 from weightsmith.run.findings import Findings
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.inputs import trained_model
-from weightsmith.run.options import (
+from weightsmith.run.options.locate import (
     AttributionOptions,
     LocateOptions,
     PatchAttributionOptions,

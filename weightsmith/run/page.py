@@ -16,7 +16,7 @@ from weightsmith.evaluate import Examples, load_examples
 from weightsmith.files import read_csv, write_text
 from weightsmith.request import load_requests, stack_images
 from weightsmith.run.folder import RunFolder
-from weightsmith.run.options import RunOptions
+from weightsmith.run.options.correct import RunOptions
 from weightsmith.run.tables import confusion_tables, delta_name, edit_rows
 
 

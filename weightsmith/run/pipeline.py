@@ -20,7 +20,7 @@ from weightsmith.files import read_csv, user_path
 from weightsmith.run.editing import AUTO, check_layer_flags
 from weightsmith.run.folder import RunFolder, existing_runs, new_name, require_run
 from weightsmith.run.job import Job, check_device
-from weightsmith.run.options import RunOptions
+from weightsmith.run.options.correct import RunOptions
 from weightsmith.run.outcome import Outcome
 from weightsmith.run.page import write_report
 from weightsmith.run.stages import STAGES

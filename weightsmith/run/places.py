@@ -16,7 +16,7 @@ from weightsmith.locate import Sweep, grids
 from weightsmith.locate.metrics import FLOORS
 from weightsmith.models import Model
 from weightsmith.run.findings import Findings
-from weightsmith.run.options import DrawnOptions, LocateOptions, SweepOptions
+from weightsmith.run.options.locate import DrawnOptions, LocateOptions, SweepOptions
 from weightsmith.site import SUBJECT_TOKENS, Site
 
 _log = logging.getLogger(__name__)

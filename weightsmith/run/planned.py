@@ -9,7 +9,7 @@ from weightsmith.errors import WeightsmithError
 from weightsmith.run.benches import ImageBench, TextBench, options_of
 from weightsmith.run.draws import PLAN, REQUESTS, Plan, signed, write_requests
 from weightsmith.run.folder import RunFolder
-from weightsmith.run.options import BenchOptions
+from weightsmith.run.options.knowledge import BenchOptions
 
 
 def planned(

@@ -11,7 +11,7 @@ from weightsmith.report import located
 from weightsmith.run.findings import Findings
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.inputs import cases_of, chosen_images
-from weightsmith.run.options import AttributionOptions, PatchAttributionOptions
+from weightsmith.run.options.locate import AttributionOptions, PatchAttributionOptions
 from weightsmith.run.places import add_sweep, goes_on, memory_of, places_of
 
 

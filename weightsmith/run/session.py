@@ -13,7 +13,8 @@ import yaml
 
 from weightsmith.errors import WeightsmithError, closest
 from weightsmith.run.folder import RunFolder, existing_runs, new_name
-from weightsmith.run.options import FolderOptions, to_yaml
+from weightsmith.run.options.files import to_yaml
+from weightsmith.run.options.folder import FolderOptions
 from weightsmith.run.tracking import check_tracking, tracking
 
 _log = logging.getLogger(__name__)

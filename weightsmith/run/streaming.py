@@ -21,7 +21,7 @@ from weightsmith.models import Model
 from weightsmith.report.words import class_name
 from weightsmith.request import ImageRequest, TextRequest
 from weightsmith.run.language import Kept
-from weightsmith.run.options import EditOptions
+from weightsmith.run.options.knowledge import EditOptions
 from weightsmith.stream import Batch, Journal, ReplayOptions, Stream, Trust, TrustOptions, replay_for, settings_of
 
 _log = logging.getLogger(__name__)

@@ -17,7 +17,7 @@ from weightsmith.report import located
 from weightsmith.run.findings import Findings
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.inputs import Chosen, cases_of
-from weightsmith.run.options import PatchOptions, TraceOptions
+from weightsmith.run.options.locate import PatchOptions, TraceOptions
 from weightsmith.run.places import add_sweep, goes_on, memory_of, of_flag, places_of
 from weightsmith.site import Site
 

@@ -6,7 +6,7 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict
 
 from weightsmith.run.folder import RunFolder
-from weightsmith.run.options import FolderOptions, TrackedOptions
+from weightsmith.run.options.folder import FolderOptions, TrackedOptions
 
 
 def check_tracking(options: FolderOptions) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from weightsmith.run.bench.command import opened
 from weightsmith.run.bench.session import Session
-from weightsmith.run.options import WorkbenchOptions
+from weightsmith.run.options.bench import WorkbenchOptions
 
 Bench = Callable[..., Session]
 

@@ -15,7 +15,7 @@ import pytest
 from weightsmith.run.doctor import command, hardware, places, software
 from weightsmith.run.doctor.check import Check
 from weightsmith.run.doctor.child import Answer, asked
-from weightsmith.run.options import DoctorOptions
+from weightsmith.run.options.doctor import DoctorOptions
 
 CPU = {
     "version": "2.9.0",

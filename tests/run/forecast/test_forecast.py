@@ -11,7 +11,7 @@ from weightsmith.locate import forecast as sweeps
 from weightsmith.models import save
 from weightsmith.run.forecast import pace
 from weightsmith.run.forecast.plan import Plan, Step, amount, duration
-from weightsmith.run.options import RunOptions
+from weightsmith.run.options.correct import RunOptions
 from weightsmith.run.pipeline import fingerprint
 
 

@@ -14,7 +14,7 @@ from weightsmith.run.artificial.data import DATA, RECORD, make_data, read_data
 from weightsmith.run.artificial.networks import BASE, FINETUNED, make_base, make_finetuned
 from weightsmith.run.folder import RunFolder, existing_runs
 from weightsmith.run.job import check_device
-from weightsmith.run.options import ArtificialOptions
+from weightsmith.run.options.artificial import ArtificialOptions
 from weightsmith.run.outcome import Outcome
 from weightsmith.run.session import Kin, at_least, distinct, flag, session
 

@@ -14,7 +14,7 @@ from weightsmith.errors import WeightsmithError
 from weightsmith.files import user_path, write_json
 from weightsmith.run.cells import key_of
 from weightsmith.run.folder import RunFolder
-from weightsmith.run.options import ArtificialOptions
+from weightsmith.run.options.artificial import ArtificialOptions
 
 _log = logging.getLogger(__name__)
 

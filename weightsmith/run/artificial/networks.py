@@ -24,7 +24,7 @@ from weightsmith.models.store import wrap
 from weightsmith.run.artificial.data import Task
 from weightsmith.run.cells import key_of
 from weightsmith.run.folder import RunFolder
-from weightsmith.run.options import ArtificialOptions
+from weightsmith.run.options.artificial import ArtificialOptions
 from weightsmith.train import TrainOptions, fit
 
 _log = logging.getLogger(__name__)

@@ -6,7 +6,7 @@ from weightsmith.errors import WeightsmithError
 from weightsmith.models import Model
 from weightsmith.models.heads import backbone_names
 from weightsmith.run.judges import Judge, classifier, judge_of, named_apart
-from weightsmith.run.options import ArtificialOptions
+from weightsmith.run.options.artificial import ArtificialOptions
 
 
 def pair_of(options: ArtificialOptions, device: str) -> tuple[Model, Model, list[Judge], list[str]]:

@@ -24,7 +24,7 @@ from weightsmith.run.artificial.pair import pair_of
 from weightsmith.run.cells import key_of
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.judges import Judge, columns, on_test, on_validation, with_backbone
-from weightsmith.run.options import ArtificialOptions
+from weightsmith.run.options.artificial import ArtificialOptions
 from weightsmith.run.outcome import Outcome
 
 _log = logging.getLogger(__name__)

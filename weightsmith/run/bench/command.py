@@ -21,7 +21,7 @@ from weightsmith.run.bench.server import address_of, listening, serve
 from weightsmith.run.bench.session import Session
 from weightsmith.run.corrections import Corrections, Sources, begun_with, corrections, image_job, is_image_run
 from weightsmith.run.job import check_device
-from weightsmith.run.options import WorkbenchOptions
+from weightsmith.run.options.bench import WorkbenchOptions
 from weightsmith.run.outcome import Outcome
 from weightsmith.run.session import at_least
 from weightsmith.stream import TrustOptions

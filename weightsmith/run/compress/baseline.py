@@ -30,7 +30,7 @@ from weightsmith.run.job import (
     start_of,
     train_options,
 )
-from weightsmith.run.options import CompressOptions
+from weightsmith.run.options.compress import CompressOptions
 from weightsmith.run.recorded import check_not_trained_on
 from weightsmith.train import fit
 

@@ -21,7 +21,7 @@ from weightsmith.run.compress.study import AGREEMENT, FAITHFULNESS, study
 from weightsmith.run.evaluation import FIGURE, METRICS, PAGE, TABLE
 from weightsmith.run.folder import existing_runs
 from weightsmith.run.job import check_device
-from weightsmith.run.options import CompressOptions
+from weightsmith.run.options.compress import CompressOptions
 from weightsmith.run.outcome import Outcome
 from weightsmith.run.session import Kin, session
 

@@ -16,7 +16,7 @@ from weightsmith.models import Model
 from weightsmith.models.onnx_export import require_onnx
 from weightsmith.prune import Circuit, Ways, by_steps, within_kl, within_macs, within_time
 from weightsmith.run.job import TRAIN_DEFAULTS, train_options
-from weightsmith.run.options import CompressOptions
+from weightsmith.run.options.compress import CompressOptions
 from weightsmith.run.session import at_least, distinct, flag
 from weightsmith.train import DistillOptions
 

@@ -19,7 +19,7 @@ from weightsmith.run.compress.baseline import Baseline
 from weightsmith.run.compress.goals import Goal, recovery
 from weightsmith.run.compress.record import OPTIMIZED, RECORD, Optimized, notes_of
 from weightsmith.run.folder import RunFolder
-from weightsmith.run.options import CompressOptions
+from weightsmith.run.options.compress import CompressOptions
 from weightsmith.run.session import flag
 from weightsmith.train import distill
 

@@ -30,7 +30,8 @@ from weightsmith.run.compress.record import Optimized, finished
 from weightsmith.run.compress.study import AGREEMENT, FAITHFULNESS
 from weightsmith.run.evaluation import Evaluated, evaluated
 from weightsmith.run.folder import RunFolder
-from weightsmith.run.options import CompressOptions, EvaluateOptions
+from weightsmith.run.options.compress import CompressOptions
+from weightsmith.run.options.evaluate import EvaluateOptions
 from weightsmith.run.session import flag
 
 MODEL_ROWS, MODEL_METRICS = "compress_metrics.csv", "compress_metrics.json"

@@ -24,7 +24,7 @@ from weightsmith.prune import (
 from weightsmith.run.cells import key_of, told
 from weightsmith.run.compress.baseline import Baseline
 from weightsmith.run.folder import RunFolder
-from weightsmith.run.options import CompressOptions
+from weightsmith.run.options.compress import CompressOptions
 
 _log = logging.getLogger(__name__)
 

@@ -16,7 +16,7 @@ from weightsmith.files import default_cache_dir, user_path
 from weightsmith.run.doctor import hardware, places, software
 from weightsmith.run.doctor.check import Check, State
 from weightsmith.run.doctor.child import asked
-from weightsmith.run.options import DoctorOptions
+from weightsmith.run.options.doctor import DoctorOptions
 from weightsmith.run.outcome import Outcome
 
 _MARKS: dict[State, tuple[str, str]] = {

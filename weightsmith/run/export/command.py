@@ -8,7 +8,7 @@ from weightsmith.errors import WeightsmithError
 from weightsmith.files import user_path
 from weightsmith.run.export import forms, hub
 from weightsmith.run.export.source import source_of
-from weightsmith.run.options import ExportOptions
+from weightsmith.run.options.export import ExportOptions
 from weightsmith.run.outcome import Outcome
 
 

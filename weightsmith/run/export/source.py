@@ -20,7 +20,11 @@ from weightsmith.run.cards import classifier_card, facts_card, licence_of
 from weightsmith.run.fact_run import of_auto
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.job import check_device
-from weightsmith.run.options import EditOptions, ExportOptions, FolderOptions, RunOptions, read_yaml
+from weightsmith.run.options.correct import RunOptions
+from weightsmith.run.options.export import ExportOptions
+from weightsmith.run.options.files import read_yaml
+from weightsmith.run.options.folder import FolderOptions
+from weightsmith.run.options.knowledge import EditOptions
 
 
 @dataclass(frozen=True, eq=False)

@@ -20,7 +20,7 @@ from weightsmith.run.forecast.pace import HOW, Pace, pace_of
 from weightsmith.run.forecast.parts import figures, passes, training
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.job import check_device
-from weightsmith.run.options import ArtificialOptions
+from weightsmith.run.options.artificial import ArtificialOptions
 from weightsmith.run.session import would_fill
 from weightsmith.train import TrainOptions
 

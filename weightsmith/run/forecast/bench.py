@@ -25,7 +25,8 @@ from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.inputs import EMBEDDED
 from weightsmith.run.job import check_device
 from weightsmith.run.language import Kept, facts_of, of_name
-from weightsmith.run.options import AblateLoraOptions, AblateOptions, AblateReplayOptions, BenchOptions, CompareOptions
+from weightsmith.run.options.ablate import AblateLoraOptions, AblateOptions, AblateReplayOptions
+from weightsmith.run.options.knowledge import BenchOptions, CompareOptions
 from weightsmith.run.session import would_fill
 
 _WRITING = 16

@@ -20,7 +20,7 @@ from weightsmith.run.forecast.pace import HOW, Pace, pace_of
 from weightsmith.run.forecast.parts import figures, training
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.job import TRAIN_DEFAULTS, check_device, image_size_of, new_model, train_options
-from weightsmith.run.options import CompressOptions
+from weightsmith.run.options.compress import CompressOptions
 from weightsmith.run.session import would_fill
 
 _TRIALS = 21

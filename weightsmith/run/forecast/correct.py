@@ -24,7 +24,7 @@ from weightsmith.run.forecast.pace import HOW, Pace, pace_of
 from weightsmith.run.forecast.parts import figures, passes, training
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.job import TRAIN_DEFAULTS, check_device, image_size_of, new_model, train_options
-from weightsmith.run.options import BaselineOptions, RunOptions
+from weightsmith.run.options.correct import BaselineOptions, RunOptions
 from weightsmith.run.pipeline import check_options, fingerprint, folder_of, stages_of
 
 _STEPS = 25

@@ -12,7 +12,7 @@ from weightsmith.run.forecast.pace import HOW, Pace, pace_of
 from weightsmith.run.forecast.parts import figures
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.measured import BATCH_SIZES
-from weightsmith.run.options import EvaluateOptions
+from weightsmith.run.options.evaluate import EvaluateOptions
 from weightsmith.run.session import would_fill
 
 

@@ -22,7 +22,8 @@ from weightsmith.run.forecast.parts import passes
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.job import check_device
 from weightsmith.run.language import Kept, facts_of, of_name
-from weightsmith.run.options import EditOptions, FactsOptions, FolderOptions
+from weightsmith.run.options.folder import FolderOptions
+from weightsmith.run.options.knowledge import EditOptions, FactsOptions
 from weightsmith.run.session import would_fill
 from weightsmith.stream import Journal
 from weightsmith.train import LanguageOptions, train_tokenizer

@@ -21,7 +21,7 @@ from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.inputs import Chosen, check_auto, image_cases, part_of, prompt_cases, short
 from weightsmith.run.job import check_device
 from weightsmith.run.locate import COMMANDS, KIN, check_options
-from weightsmith.run.options import (
+from weightsmith.run.options.locate import (
     AttributionOptions,
     DrawnOptions,
     LocateOptions,

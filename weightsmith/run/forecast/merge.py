@@ -5,7 +5,7 @@ from __future__ import annotations
 from weightsmith.merge.forecast import merge_cost
 from weightsmith.run.forecast.plan import Plan, Step, amount
 from weightsmith.run.merge.command import asked
-from weightsmith.run.options import MergeOptions
+from weightsmith.run.options.merge import MergeOptions
 
 
 def merge(options: MergeOptions) -> Plan:

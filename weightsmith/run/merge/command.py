@@ -20,7 +20,7 @@ from weightsmith.merge.card import merged_card
 from weightsmith.merge.mergekit import Recipe, read_recipe
 from weightsmith.report.merge_page import build_merge
 from weightsmith.report.render import PageSection
-from weightsmith.run.options import MergeOptions
+from weightsmith.run.options.merge import MergeOptions
 from weightsmith.run.outcome import Outcome
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ from weightsmith.run.judges import (
     on_validation,
     with_backbone,
 )
-from weightsmith.run.options import MergeOptions
+from weightsmith.run.options.merge import MergeOptions
 
 _log = logging.getLogger(__name__)
 
