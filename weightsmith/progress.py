@@ -7,16 +7,6 @@ from contextlib import contextmanager
 from typing import Protocol
 
 from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    MofNCompleteColumn,
-    Progress,
-    ProgressColumn,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
 
 CONSOLE = Console(stderr=True)
 """Where bars are drawn and the log is shown: one console, so that neither writes over the other."""
@@ -36,6 +26,17 @@ def progress(title: str, total: float | None, start: float = 0, *, of_bytes: boo
         total: the amount of work, None when unknown; `start` of it is done already.
         of_bytes: the work is counted in bytes.
     """
+    from rich.progress import (
+        BarColumn,
+        DownloadColumn,
+        MofNCompleteColumn,
+        Progress,
+        ProgressColumn,
+        TextColumn,
+        TimeRemainingColumn,
+        TransferSpeedColumn,
+    )
+
     counts: tuple[ProgressColumn, ...] = (
         (DownloadColumn(), TransferSpeedColumn()) if of_bytes else (MofNCompleteColumn(),)
     )

@@ -13,6 +13,7 @@ from typing import NoReturn
 from weightsmith.cli.commands import GROUPS
 from weightsmith.cli.exits import FLAGS, REFUSED
 from weightsmith.cli.helping import general_help, group_help
+from weightsmith.cli.starting import collector_paused
 
 __all__ = ["main"]
 
@@ -34,15 +35,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if first.partition("=")[0] == "--completion":
         _complete(first.partition("=")[2] or second)
         return
-    from weightsmith.cli.parsing import parse
-    from weightsmith.cli.wording import UsageError
-    from weightsmith.errors import WeightsmithError
+    with collector_paused():
+        from weightsmith.cli.parsing import parse
+        from weightsmith.cli.wording import UsageError
+        from weightsmith.errors import WeightsmithError
 
-    try:
-        call = parse(given)
-    except (UsageError, WeightsmithError) as error:
-        _fail(str(error), FLAGS.status if isinstance(error, UsageError) else REFUSED.status, "--json" in given)
-    from weightsmith.cli.running import carried_out
+        try:
+            call = parse(given)
+        except (UsageError, WeightsmithError) as error:
+            _fail(str(error), FLAGS.status if isinstance(error, UsageError) else REFUSED.status, "--json" in given)
+        from weightsmith.cli.running import carried_out
 
     status = carried_out(call)
     if status:

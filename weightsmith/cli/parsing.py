@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from contextlib import redirect_stderr, redirect_stdout, suppress
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, redirect_stderr, redirect_stdout, suppress
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from io import StringIO
 from pathlib import Path
-from typing import Annotated, Any
+from types import UnionType
+from typing import Annotated, Any, get_args, get_origin
 
 import tyro
+from tyro import _resolver
 
 from weightsmith.cli.commands import COMMANDS, GROUPS, Command, find, first_words, ways
 from weightsmith.cli.wording import UsageError, usage_error
@@ -92,7 +94,7 @@ def _call(command: Command, words: Sequence[str]) -> Call:
     default = None if {"-h", "--help"} & set(words) else _defaults(command, kind, list(words))
     told, seen = _typed(kind, command, default if default is not None else _plain(kind)), StringIO()
     try:
-        with redirect_stderr(seen):
+        with redirect_stderr(seen), _plain_types_told_by_python():
             found: Any = tyro.cli(told, args=list(words), prog=prog, description=kind.__doc__)
     except SystemExit as stop:
         if stop.code in (0, None):
@@ -100,6 +102,29 @@ def _call(command: Command, words: Sequence[str]) -> Call:
         raise usage_error(seen.getvalue(), command.name, kind) from None
     how = found.how
     return Call(command, found.options, how.json, getattr(how, "dry_run", False))
+
+
+@contextmanager
+def _plain_types_told_by_python() -> Iterator[None]:
+    """Meanwhile whether a default is of its field's type is told without typeguard where Python can tell it.
+
+    tyro asks typeguard of every `X | None` and `tuple[X, ...]`, and to import that takes 0.2 s, more than all else of a start.
+    """
+    asks = _resolver.is_instance
+
+    def is_instance(typ: Any, value: Any) -> bool:
+        origin, inner = get_origin(typ), get_args(typ)
+        if origin is UnionType:
+            return any(is_instance(one, value) for one in inner)
+        if origin is tuple and inner[1:] == (...,):
+            return isinstance(value, tuple) and all(is_instance(inner[0], one) for one in value)
+        return asks(typ, value)
+
+    _resolver.is_instance = is_instance
+    try:
+        yield
+    finally:
+        _resolver.is_instance = asks
 
 
 def _typed(kind: type[Any], command: Command, default: Any) -> Any:
@@ -137,22 +162,21 @@ def _defaults(command: Command, kind: type[Any], flags: list[str]) -> Any:
     if base is None or not hasattr(base, "config"):
         return base
     from weightsmith.files import user_path
-    from weightsmith.run.options.compress import CompressOptions
-    from weightsmith.run.options.evaluate import EvaluateOptions
-    from weightsmith.run.options.files import read_yaml
 
     values = {name: _flag(flags, name) for name in ("run-name", "runs-dir", "stage", "mode", "config")}
-    folder = _flag(flags, "output-dir") if kind is EvaluateOptions else None
+    folder = _flag(flags, "output-dir") if command.name == "evaluate" else None
     if folder and not values["run-name"]:
         place = user_path(folder)
         values |= {"run-name": place.name, "runs-dir": str(place.parent)}
-    part = values["stage"] or (values["mode"] if kind is CompressOptions else None)
+    part = values["stage"] or (values["mode"] if command.name == "compress" else None)
     goes_on = part not in (None, "full") or bool({"--resume", "--skip-training", "--skip_training"} & set(flags))
     if command.resumes and values["run-name"] and goes_on:
         stored = user_path(values["runs-dir"] or base.runs_dir) / values["run-name"] / "config.yaml"
         if stored.is_file():
             base = _as_asked(stored, base)
     if values["config"]:
+        from weightsmith.run.options.files import read_yaml
+
         base = read_yaml(user_path(values["config"]), base)
     return base
 

@@ -10,6 +10,7 @@ from rich.logging import RichHandler
 
 from weightsmith.cli.exits import INTERRUPTED, REFUSED
 from weightsmith.cli.parsing import Call
+from weightsmith.cli.starting import collector_paused
 from weightsmith.cli.telling import tell, tell_error, tell_json
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import disk_is_full, recorded
@@ -63,8 +64,7 @@ def _told(error: BaseException) -> tuple[str, int] | None:
 
 def _outcome(call: Call) -> Outcome:
     """What the command came to, or what it would do."""
-    if call.dry_run:
-        planned: Outcome = call.command.planner()(call.options).outcome()
-        return planned
-    done: Outcome = call.command.function()(call.options)
+    with collector_paused():
+        does = call.command.planner() if call.dry_run else call.command.function()
+    done: Outcome = does(call.options).outcome() if call.dry_run else does(call.options)
     return done

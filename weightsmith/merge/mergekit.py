@@ -7,8 +7,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.files import cause_of
 
@@ -49,6 +47,8 @@ def read_recipe(path: Path) -> Recipe:
     Raises:
         WeightsmithError: naming the file and the entry: not readable, or something that is not supported.
     """
+    import yaml  # a merge without a recipe does without it
+
     try:
         entries = yaml.safe_load(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
