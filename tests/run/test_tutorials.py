@@ -1,7 +1,7 @@
 """The tutorials' commands run as they are printed, and what the pages name is there afterwards.
 
-All but the one on facts stand in one folder: the first trains the model that the others use, here a narrower network of half the
-depth. `weightsmith facts` takes minutes and is not run; a model of a smaller world stands in its place.
+All but the one on facts stand in one folder: the first trains the model that the others use, here a narrower network of half
+the depth. `weightsmith facts` takes minutes and is not run; a model of a smaller world stands in its place.
 """
 
 from __future__ import annotations
