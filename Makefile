@@ -12,8 +12,9 @@ demo: $(STAMP)
 	$(BIN)/weightsmith run --stage full --data-path digits --val-ratio 0.3 \
 		--edit-method alphaedit head --closed-form --run-name demo
 
+# Files in their order: sorted by how many tests they have, the long ones of few tests would come last, on one of two cores.
 test: $(STAMP)
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --no-loadscope-reorder
 
 check: $(STAMP) format lint types floors docs test
 

@@ -61,6 +61,18 @@ def test_confusion_matrices_stay_legible(confusion, classes, laid_out):
     assert max(laid_out(figure)) < 26
 
 
+def test_a_figure_is_drawn_again_when_something_in_it_changed(confusion, tmp_path):
+    figure = plots.confusion_matrices(*confusion(2), ["a", "b"])
+    plots.save(figure, tmp_path / "one.png")
+    first = plots.as_data_uri(figure)
+    assert base64.b64decode(first.partition(",")[2]) == (tmp_path / "one.png").read_bytes()
+    figure.axes[0].images[0].set_data(np.array([[0.1, 0.9], [0.5, 0.5]]))
+    second = plots.as_data_uri(figure)
+    assert second != first
+    figure.axes[0].set_title("another")
+    assert plots.as_data_uri(figure) not in (first, second)
+
+
 def test_nothing_is_cut_off_in_the_file(confusion):
     before, after = confusion(2)
     figure = plots.confusion_matrices(before, {"head": after["head"]}, ["a class with a long name", "b"])

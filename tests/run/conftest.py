@@ -209,7 +209,9 @@ SPOKEN = [
 
 @pytest.fixture(scope="session")
 def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A folder with `model/`, a small random GPT-2 with a tokenizer, `facts.json`, `text.txt` and quick `memit.yaml`."""
+    """A folder with `model/`, a small random GPT-2 with a tokenizer, `facts.json`, `text.txt` and quick `memit.yaml` and
+    `finetune.yaml`.
+    """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
@@ -240,6 +242,7 @@ def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (folder / "text.txt").write_text(text)
     quick = {"layers": [1], "steps": 12, "rounds": 1, "prefix_lengths": [[4, 1]]}
     (folder / "memit.yaml").write_text(yaml.safe_dump({"method": "memit", **quick}))
+    (folder / "finetune.yaml").write_text(yaml.safe_dump({"method": "finetune", "lr": 1e-3, "steps": 10}))
     return folder
 
 

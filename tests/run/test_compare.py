@@ -23,6 +23,7 @@ from weightsmith import cli
 from weightsmith.data.facts import read_facts
 from weightsmith.delta import weights_hash
 from weightsmith.edit import make_editor
+from weightsmith.edit.hyperparameters import read_hyperparameters
 from weightsmith.errors import HeldOutError, WeightsmithError
 from weightsmith.measure import Interval
 from weightsmith.run.benches import ImageBench, TextBench, first
@@ -43,19 +44,8 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def flags_of(talker: Path, runs: Path, *more: object) -> list[object]:
     """Flags of a comparison of a language model that takes seconds."""
     given = ["--model", talker / "model", "--data-path", talker / "facts.json", "--preserve", talker / "text.txt"]
-    quick = [
-        "--methods",
-        "memit",
-        "finetune",
-        "--hparams",
-        talker / "memit.yaml",
-        "--batch-sizes",
-        1,
-        3,
-        "--seeds",
-        0,
-        1,
-    ]
+    files = ["--hparams", talker / "memit.yaml", talker / "finetune.yaml"]
+    quick = ["--methods", "memit", "finetune", *files, "--batch-sizes", 1, 3, "--seeds", 0, 1]
     return [*given, *quick, "--runs-dir", runs, "--device", "cpu", "--cache-dir", runs / "cache", *more]
 
 
@@ -140,7 +130,8 @@ def test_a_cell_is_what_one_measures_by_hand(compared: Path, talker: Path) -> No
     plan = Plan.load(compared / "comparison.json")
     by_name = {fact.name: fact for fact in read_facts(compared / "requests.json")}
     requests = [by_name[name] for name, _ in plan.draws[1]][:3]
-    delta = make_editor("finetune").solve(model, requests, ws.data.TextSet.of(["unused"], model.tokenize))
+    _, fields, _ = read_hyperparameters(talker / "finetune.yaml")
+    delta = make_editor("finetune", **fields).solve(model, requests, ws.data.TextSet.of(["unused"], model.tokenize))
     report = ws.evaluate.knowledge(model, requests, delta, generate=False)
     row = next(
         row for row in rows_of(compared / "baseline_comparison.csv")
@@ -228,7 +219,7 @@ def test_a_killed_comparison_measures_no_cell_twice(weightsmith, talker: Path, c
 def test_a_cell_that_fails_does_not_end_the_comparison(weightsmith, talker: Path, tmp_path: Path) -> None:
     (tmp_path / "wide.yaml").write_text(yaml.safe_dump({"method": "rome", "layers": [0, 1]}))
     given = flags_of(talker, tmp_path, "--run-name", "c", "--methods", "rome", "finetune", "--batch-sizes", 2)
-    outcome = weightsmith("compare", *given, "--hparams", tmp_path / "wide.yaml")
+    outcome = weightsmith("compare", *given, "--hparams", tmp_path / "wide.yaml", talker / "finetune.yaml")
     assert outcome.status == 0, outcome.err
     assert "rome, 2 edits, seed 0 failed: ROME edits one layer" in outcome.out
     rows = rows_of(tmp_path / "c" / "baseline_comparison.csv")
@@ -255,7 +246,7 @@ def test_what_stops_the_comparison_keeps_its_cells(
         real(cell, folder)
 
     given = flags_of(talker, tmp_path, "--run-name", "c", "--methods", "finetune")
-    given = [word for word in given if word not in ("--hparams", talker / "memit.yaml")]  # a file of another method
+    given = [word for word in given if word != talker / "memit.yaml"]  # a file of another method
     with monkeypatch.context() as patched:
         patched.setattr(Cell, "save", saving)
         assert weightsmith("compare", *given).status == status
@@ -296,8 +287,8 @@ def test_requests_of_an_earlier_comparison(
 ) -> None:
     requests = compared if named == "folder" else compared / "comparison.json"
     given = ["--model", talker / "model", "--preserve", talker / "text.txt", "--runs-dir", tmp_path, "--run-name", "c"]
-    again = ["--requests", requests, "--methods", "finetune", "--cache-dir", tmp_path / "cache"]
-    outcome = weightsmith("compare", *given, *again)
+    again = ["--requests", requests, "--methods", "finetune", "--hparams", talker / "finetune.yaml"]
+    outcome = weightsmith("compare", *given, *again, "--cache-dir", tmp_path / "cache")
     assert outcome.status == 0, outcome.err
     assert Plan.load(tmp_path / "c" / "comparison.json").draws == Plan.load(compared / "comparison.json").draws
     before = {row["batch_size"] + row["seed"]: row for row in rows_of(compared / "baseline_comparison.csv")[4:]}

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
 
+from weightsmith import cli
 from weightsmith.delta import Delta, weights_hash
 from weightsmith.files import read_csv
 from weightsmith.models import load
@@ -25,6 +27,14 @@ def weights(folder: Path) -> dict[str, torch.Tensor]:
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
     return all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def whole(knowing: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A stream that nothing stopped; do not write into it."""
+    runs = tmp_path_factory.mktemp("whole")
+    cli.main([str(word) for word in asked(knowing, runs)])
+    return runs / "stream"
 
 
 def test_edits_are_journalled_listed_and_taken_back(weightsmith, knowing: Path, tmp_path: Path) -> None:
@@ -76,10 +86,9 @@ def test_edits_are_journalled_listed_and_taken_back(weightsmith, knowing: Path, 
 
 @pytest.mark.parametrize("batches", [1, 2])
 def test_a_stream_that_was_stopped_goes_on(
-    batches: int, weightsmith, knowing: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    batches: int, weightsmith, knowing: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Stopped behind a batch, it has the journal; gone on with, it ends with the bits of one that was not stopped."""
-    assert weightsmith(*asked(knowing, tmp_path / "whole")).status == 0
     append, count = Journal.append, 0
 
     def stop(self: Journal, *given: object, **more: object) -> None:
@@ -98,7 +107,7 @@ def test_a_stream_that_was_stopped_goes_on(
     outcome = weightsmith(*asked(knowing, tmp_path / "stopped", "--resume"))
     assert outcome.status == 0, outcome.err
     assert f"{batches} of 3 batches are in the journal" in outcome.err
-    assert same(weights(run / "edited"), weights(tmp_path / "whole" / "stream" / "edited"))
+    assert same(weights(run / "edited"), weights(whole / "edited"))
 
 
 def test_what_is_not_trusted_is_told(weightsmith, knowing: Path, tmp_path: Path) -> None:
@@ -140,12 +149,11 @@ def test_flags_of_streams_need_batches(flag: tuple[object, ...], weightsmith, kn
     assert not (tmp_path / "one").exists()
 
 
-def test_bad_journals(weightsmith, knowing: Path, tmp_path: Path) -> None:
+def test_bad_journals(weightsmith, whole: Path, tmp_path: Path) -> None:
     outcome = weightsmith("edits", "list", tmp_path)
     assert outcome.status == 1
     assert "holds no journal of edits" in outcome.err
-    assert weightsmith(*asked(knowing, tmp_path)).status == 0
-    run = tmp_path / "stream"
+    run = Path(shutil.copytree(whole, tmp_path / "stream"))
     for which in ("99", "nothing"):
         outcome = weightsmith("edits", "remove", run, which)
         assert outcome.status == 1

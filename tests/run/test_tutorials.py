@@ -1,7 +1,7 @@
 """The tutorials' commands run as they are printed, and what the pages name is there afterwards.
 
-All but the one on facts stand in one folder: the first trains the model that the others use. `weightsmith facts` takes minutes
-and is not run; a model of a smaller world stands in its place.
+All but the one on facts stand in one folder: the first trains the model that the others use, here a narrower network of half
+the depth. `weightsmith facts` takes minutes and is not run; a model of a smaller world stands in its place.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from weightsmith import cli
+from weightsmith.models import store
 
 PAGES = Path(__file__).resolve().parents[2] / "docs" / "tutorials"
 NOT_RUN = re.compile(r"<!-- not run by the test: (.+?) -->\n+$")
@@ -74,8 +75,10 @@ def named(page: str) -> set[str]:
 @pytest.fixture(scope="module")
 def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a reader who has done the first tutorial."""
-    folder = tmp_path_factory.mktemp("tutorials")
-    with chdir(folder):
+    folder, known = tmp_path_factory.mktemp("tutorials"), store.presets()
+    narrow = known["digits"] | {"hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 96}
+    with chdir(folder), pytest.MonkeyPatch.context() as patched:
+        patched.setattr(store, "presets", lambda *_: known | {"digits": narrow})
         follow(FIRST)
     return folder
 

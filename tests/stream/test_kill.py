@@ -5,10 +5,10 @@ from __future__ import annotations
 import json
 import os
 import random
-import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
@@ -21,8 +21,8 @@ from weightsmith.stream import Journal, Stream, settings_of
 
 KILLS = 3
 
-CHILD = """
-import json, sys
+SERVER = """
+import json, os, signal, sys
 from pathlib import Path
 from tests.edit.conftest import CORPUS
 from weightsmith.data.texts import TextSet
@@ -31,16 +31,31 @@ from weightsmith.models import load
 from weightsmith.request import TextRequest
 from weightsmith.stream import Journal, Stream
 
+def run():
+    model = load(folder / "model")
+    texts = TextSet.of([CORPUS] * 4, model.tokenize, length=32)
+    asked = [TextRequest(**entries) for entries in json.loads((folder / "asked.json").read_text())]
+    journal = Journal.open(folder / "edits")
+    stream = Stream(model, AlphaEdit(prefix_lengths=()), texts, journal=journal, cache_dir=folder / "cache")
+    print("ready", flush=True)
+    for request in asked[len(stream.batches):]:
+        stream.add([request])
+        print(len(stream.batches), flush=True)
+
 folder = Path(sys.argv[1])
-model = load(folder / "model")
-texts = TextSet.of([CORPUS] * 4, model.tokenize, length=32)
-asked = [TextRequest(**entries) for entries in json.loads((folder / "asked.json").read_text())]
-journal = Journal.open(folder / "edits")
-stream = Stream(model, AlphaEdit(prefix_lengths=()), texts, journal=journal, cache_dir=folder / "cache")
-print("ready", flush=True)
-for request in asked[len(stream.batches):]:
-    stream.add([request])
-    print(len(stream.batches), flush=True)
+load(folder / "model")  # what is imported late is there now
+while sys.stdin.readline():  # "start": each process is a fork, so that torch is imported once
+    child = os.fork()
+    if not child:
+        try:
+            run()
+        except BaseException as error:
+            print(f"failed: {error!r}", flush=True)
+        os._exit(0)
+    sys.stdin.readline()  # "kill"
+    os.kill(child, signal.SIGKILL)
+    _, status = os.waitpid(child, 0)
+    print("killed" if os.WIFSIGNALED(status) else "ended", flush=True)
 """
 
 
@@ -50,6 +65,16 @@ def requests(subjects: int = 16) -> list[TextRequest]:
     answers = ("flute", "Oslo", "rain", "joy", "Rome", "baker", "oboe")
     each = [(name, verb) for verb in verbs for name in names][:subjects]
     return [TextRequest(f"{n} {v}", f"{n} {v}", n, answers[i % len(answers)]) for i, (n, v) in enumerate(each)]
+
+
+def _until_end(lines: Iterable[str]) -> list[str]:
+    """The numbers that a process told, and how it ended."""
+    said: list[str] = []
+    for line in lines:
+        said.append(line.strip())
+        if said[-1] in ("killed", "ended"):
+            break
+    return said
 
 
 def test_killed_at_any_moment(gpt2: Model, texts: TextSet, tmp_path: Path) -> None:
@@ -67,24 +92,28 @@ def test_killed_at_any_moment(gpt2: Model, texts: TextSet, tmp_path: Path) -> No
     moments = random.Random(0)
     environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     killed = 0
-    for _ in range(KILLS):
-        with subprocess.Popen(
-            [sys.executable, "-W", "ignore", "-c", CHILD, str(tmp_path)],
-            stdout=subprocess.PIPE,
-            env=environment,
-            text=True,
-        ) as child:
-            assert child.stdout is not None
-            assert child.stdout.readline() == "ready\n"
+    with subprocess.Popen(
+        [sys.executable, "-W", "ignore", "-c", SERVER, str(tmp_path)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=environment,
+        text=True,
+    ) as server:
+        assert server.stdin is not None
+        assert server.stdout is not None
+        for _ in range(KILLS):
+            server.stdin.write("start\n")
+            server.stdin.flush()
+            assert server.stdout.readline() == "ready\n"
             time.sleep(moments.uniform(0, seconds / 3))
-            if child.poll() is None:
-                child.send_signal(signal.SIGKILL)
-                killed += 1
-            said = child.stdout.read().split()
-        kept = len(Journal.open(tmp_path / "edits").batches)
-        reported = int(said[-1]) if said else 0
-        assert reported <= kept <= len(asked)
-        assert not said or kept <= reported + 1  # the one that was in flight, at most
+            server.stdin.write("kill\n")
+            server.stdin.flush()
+            *said, end = _until_end(server.stdout)
+            killed += end == "killed"
+            kept = len(Journal.open(tmp_path / "edits").batches)
+            reported = int(said[-1]) if said else 0
+            assert reported <= kept <= len(asked)
+            assert not said or kept <= reported + 1  # the one that was in flight, at most
     assert killed >= 2
     stream = Stream(model, editor, texts, journal=Journal.open(tmp_path / "edits"), cache_dir=tmp_path / "cache")
     for request in asked[len(stream.batches) :]:

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import numpy as np
 from matplotlib import rc_context
@@ -50,6 +51,8 @@ _SETTINGS: Any = {
     "savefig.facecolor": "white",
     "text.parse_math": False,  # a class name such as "$5 to $10" is no formula
 }
+_DRAWN: WeakKeyDictionary[Figure, bytes] = WeakKeyDictionary()
+"""What `_png` made of figures that are still there."""
 _TARGETS = {"predicted": "the class that the model gives", "label": "the wanted class"}
 
 
@@ -271,9 +274,15 @@ def embedded(figure: Figure, alt: str, pixels_per_inch: int = 80) -> dict[str, o
 
 
 def _png(figure: Figure) -> bytes:
+    """A figure is drawn once, though a file and a page take it, unless something in it was changed in between."""
+    drawn = _DRAWN.get(figure)
+    if drawn is not None and not figure.stale:
+        return drawn
     buffer = io.BytesIO()
     with style():
         figure.savefig(
             buffer, format="png", dpi=_DPI, bbox_inches="tight", pad_inches=0.08, metadata={"Software": None}
         )
-    return buffer.getvalue()
+    figure.stale = False  # from now on every change of the figure, or of what is in it, sets it again
+    _DRAWN[figure] = drawn = buffer.getvalue()
+    return drawn
