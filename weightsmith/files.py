@@ -169,7 +169,7 @@ def any_tensors(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
     from safetensors import safe_open  # brings torch along, which a command's help does without
 
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for a name that no disk can have
         raise WeightsmithError(
             f"{path} does not exist: check the path, or run the stage that writes it{near_path(path)}"
         )
