@@ -2,10 +2,10 @@
 
     python benchmarks/faults/kills.py --kills 200
 
-Each command is run twice without a disturbance; the files that are the same then, byte by byte, are what a killed run has to
-come to. The others hold times, and are listed. Then the command is killed (SIGKILL) at a random moment of its course, up to four
-times, each time started again with --resume, and let go to its end. Children are forked from a process that has everything
-imported, so that moments fall into the work rather than into imports.
+Each command is run twice without a disturbance; the files that are the same then, byte by byte, are what a killed run has
+to come to. The others hold times, and are listed. Then the command is killed (SIGKILL) at a random moment of its course, up
+to four times, each time started again with --resume, and let go to its end. Children are forked from a process that has
+everything imported, so that moments fall into the work rather than into imports.
 """
 
 from __future__ import annotations
