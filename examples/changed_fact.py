@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from weightsmith.errors import WeightsmithError
 from weightsmith.run.edit import edit
 from weightsmith.run.edits import edits
 from weightsmith.run.options.edits import ListEditsOptions, UndoEditsOptions
@@ -47,4 +48,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except WeightsmithError as error:
+        raise SystemExit(f"error: {error}") from None

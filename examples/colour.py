@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from weightsmith.errors import WeightsmithError
 from weightsmith.run.baseline import baseline
 from weightsmith.run.inputs import EMBEDDED
 from weightsmith.run.locate import locate
@@ -70,4 +71,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except WeightsmithError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -15,6 +15,7 @@ from rich.console import Console
 from rich.table import Table
 
 import weightsmith as ws
+from weightsmith.errors import WeightsmithError
 from weightsmith.evaluate import answers_of, confusion_matrix
 from weightsmith.run.recorded import recorded_split
 
@@ -68,4 +69,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except WeightsmithError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 
+from weightsmith.errors import WeightsmithError
 from weightsmith.run.baseline import baseline
 from weightsmith.run.options.correct import BaselineOptions, RunOptions
 from weightsmith.run.pipeline import run
@@ -50,4 +51,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except WeightsmithError as error:
+        raise SystemExit(f"error: {error}") from None

@@ -13,6 +13,7 @@ from dataclasses import replace
 
 from rich.console import Console
 
+from weightsmith.errors import WeightsmithError
 from weightsmith.merge import create
 from weightsmith.run.merge import merge
 from weightsmith.run.merge.search import COEFFICIENTS, Bench, Search
@@ -55,4 +56,7 @@ def main(arguments: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except WeightsmithError as error:
+        raise SystemExit(f"error: {error}") from None

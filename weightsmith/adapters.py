@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import any_tensors, atomic_folder
+from weightsmith.files import any_tensors, atomic_folder, understood
 
 _FORMAT = "weightsmith-lora-1"
 _CONFIG, _WEIGHTS, _PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -157,7 +157,8 @@ def read_adapter(folder: Path | str) -> Adapter:
     if not factors:
         raise WeightsmithError(f"{folder / _WEIGHTS} holds no LoRA factors: check the path, or save the adapter again")
     if header.get("format") == _FORMAT:
-        return Adapter(factors, biases, frozenset(header["transposed"]), header["base"], header["info"])
+        with understood(folder / _WEIGHTS, "save the adapter again"):
+            return Adapter(factors, biases, frozenset(header["transposed"]), header["base"], header["info"])
     turned = frozenset(f"{layer}.weight" for layer in factors) if config.get("fan_in_fan_out") else frozenset()
     return Adapter(factors, biases, turned, info={"base_model": config.get("base_model_name_or_path")})
 

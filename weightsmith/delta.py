@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from weightsmith.adapters import Adapter, read_adapter, transposed_weights, write_adapter
 from weightsmith.errors import WeightsmithError, WrongWeightsError
 from weightsmith.factors import Change, Dense, LowRank, factored, joined
-from weightsmith.files import atomic_path, read_tensors
+from weightsmith.files import atomic_path, read_tensors, understood
 
 __all__ = [
     "Change",
@@ -212,7 +212,8 @@ class Delta:
     def load(cls, path: Path | str) -> Delta:
         """Read what `save` wrote. Raises `WeightsmithError` for a missing or damaged file or another format."""
         header, tensors = read_tensors(path, _FORMAT)
-        return cls.of_tensors(tensors, header["base"], header["info"])
+        with understood(path):
+            return cls.of_tensors(tensors, header["base"], header["info"])
 
     @classmethod
     def of_tensors(cls, tensors: Mapping[str, Tensor], base: str, info: dict[str, Any]) -> Delta:

@@ -14,7 +14,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from weightsmith.errors import WeightsmithError, did_you_mean
-from weightsmith.files import atomic_path, read_tensors
+from weightsmith.files import atomic_path, read_tensors, understood
 from weightsmith.site import Site
 
 _FORMAT = "weightsmith-effects-1"
@@ -175,5 +175,6 @@ class Effects:
     def load(cls, path: Path | str) -> Effects:
         """Read what `save` wrote. Raises `WeightsmithError` for a missing file or another format."""
         header, tensors = read_tensors(path, _FORMAT)
-        sites = tuple(Site.parse(text) for text in header["sites"])
-        return cls(sites, tensors["values"], tuple(header["samples"]), header["metric"], header["info"])
+        with understood(path):
+            sites = tuple(Site.parse(text) for text in header["sites"])
+            return cls(sites, tensors["values"], tuple(header["samples"]), header["metric"], header["info"])

@@ -8,7 +8,14 @@ from pathlib import Path
 
 
 class WeightsmithError(Exception):
-    """Bad input or a bad state; its text is one sentence for the user, and the command line prints nothing else."""
+    """Bad input or a bad state; its text is one sentence for the user, and the command line prints nothing else.
+
+    What it quotes of files and flags may hold anything: characters that would break the line or steer a terminal are written
+    as escapes.
+    """
+
+    def __init__(self, told: str) -> None:
+        super().__init__("".join(one if one.isprintable() else _escaped(one) for one in told))
 
 
 class HeldOutError(WeightsmithError):
@@ -21,6 +28,10 @@ class UnknownArchitectureError(WeightsmithError):
 
 class WrongWeightsError(WeightsmithError):
     """A delta or a cache entry was made for other weights."""
+
+
+def _escaped(character: str) -> str:
+    return character.encode("unicode_escape").decode("ascii")
 
 
 def closest(name: str, known: Iterable[str]) -> str | None:

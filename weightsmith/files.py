@@ -19,6 +19,8 @@ import platformdirs
 
 from weightsmith.errors import WeightsmithError, near_path
 
+_LONGEST_CAUSE = 300
+"""Characters of another library's words in a sentence: some of them quote what they read."""
 CHUNK = 2 * 2**20
 """Bytes moved at a time when a file is streamed."""
 
@@ -167,7 +169,7 @@ def any_tensors(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
     from safetensors import safe_open  # brings torch along, which a command's help does without
 
     path = Path(path)
-    if not path.is_file():
+    if not os.path.isfile(path):  # Path.is_file raises for a name that no disk can have
         raise WeightsmithError(
             f"{path} does not exist: check the path, or run the stage that writes it{near_path(path)}"
         )
@@ -178,6 +180,19 @@ def any_tensors(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
     except Exception as error:  # safetensors raises its own type for a damaged file; all of them mean the same here
         raise WeightsmithError(f"{path} is damaged or no safetensors file ({error}): write it again") from error
     return header if isinstance(header, dict) else {}, tensors
+
+
+@contextmanager
+def understood(path: Path | str, remedy: str = "write it again") -> Iterator[None]:
+    """Turn what entries that are missing or of another kind make Python raise into a `WeightsmithError` that names the file.
+
+    To stand around the few lines that take a file's content apart, and around nothing that computes.
+    """
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, RecursionError) as error:
+        what = f"it lacks {error}" if isinstance(error, KeyError) else cause_of(error)
+        raise WeightsmithError(f"{path} is damaged ({what}): {remedy}") from error
 
 
 @contextmanager
@@ -219,7 +234,8 @@ def disk_is_full(error: Exception) -> bool:
 def cause_of(error: BaseException) -> str:
     """The first line of an exception's text, to stand inside a sentence."""
     lines = str(error).strip().splitlines()
-    return lines[0].rstrip(".") if lines else type(error).__name__
+    first = lines[0].rstrip(".") if lines else type(error).__name__
+    return first if len(first) <= _LONGEST_CAUSE else f"{first[:_LONGEST_CAUSE]}…"
 
 
 def _umask() -> int:

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import atomic_path, read_tensors
+from weightsmith.files import atomic_path, read_tensors, understood
 
 _FORMAT = "weightsmith-requests-1"
 
@@ -151,13 +151,14 @@ def save_requests(path: Path | str, requests: Sequence[ImageRequest]) -> None:
 def load_requests(path: Path | str) -> list[ImageRequest]:
     """Read what `save_requests` wrote. Raises `WeightsmithError` for a missing or damaged file or another format."""
     header, tensors = read_tensors(path, _FORMAT)
-    numbers = zip(tensors["targets"].tolist(), tensors["predicted"].tolist(), strict=True)
-    return [
-        ImageRequest(name, image, target, predicted, source)
-        for name, source, image, (target, predicted) in zip(
-            header["names"], header["sources"], tensors["images"], numbers, strict=True
-        )
-    ]
+    with understood(path):
+        numbers = zip(tensors["targets"].tolist(), tensors["predicted"].tolist(), strict=True)
+        return [
+            ImageRequest(name, image, target, predicted, source)
+            for name, source, image, (target, predicted) in zip(
+                header["names"], header["sources"], tensors["images"], numbers, strict=True
+            )
+        ]
 
 
 def stack_images(requests: Sequence[ImageRequest]) -> Tensor:

@@ -209,13 +209,17 @@ SPOKEN = [
 
 @pytest.fixture(scope="session")
 def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of `write_talker`."""
+    return write_talker(tmp_path_factory.mktemp("talker"))
+
+
+def write_talker(folder: Path) -> Path:
     """A folder with `model/`, a small random GPT-2 with a tokenizer, `facts.json`, `text.txt` and quick `memit.yaml` and
     `finetune.yaml`.
     """
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
     from transformers import GPT2Config, GPT2LMHeadModel, PreTrainedTokenizerFast
 
-    folder = tmp_path_factory.mktemp("talker")
     lines = [f"{fact['prompt']} {fact[which]}." for fact in SPOKEN for which in ("truth", "target")]
     text = "\n".join(lines * 40)
     tokenizer = Tokenizer(models.BPE())

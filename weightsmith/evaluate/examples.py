@@ -12,9 +12,8 @@ from torch import Tensor
 from weightsmith.data import seal
 from weightsmith.data.images import ImageSet
 from weightsmith.delta import Delta
-from weightsmith.errors import WeightsmithError
 from weightsmith.evaluate.editing import EditReport
-from weightsmith.files import read_tensors
+from weightsmith.files import read_tensors, understood
 from weightsmith.measure.sums import write_tensors
 from weightsmith.models import Model
 from weightsmith.request import ImageRequest, stack_images, targets
@@ -106,7 +105,7 @@ def save_examples(path: Path | str, found: Sequence[Examples]) -> None:
 def load_examples(path: Path | str) -> list[Examples]:
     """Read what `save_examples` wrote. Raises `WeightsmithError` for a missing or damaged file or another format."""
     header, tensors = read_tensors(Path(path), _FORMAT)
-    try:
+    with understood(path, "run --stage eval again"):
         return [
             Examples(
                 **{**entry, "names": tuple(entry["names"])},
@@ -115,8 +114,6 @@ def load_examples(path: Path | str) -> list[Examples]:
             )
             for place, entry in enumerate(header["entries"])
         ]
-    except (KeyError, TypeError) as error:
-        raise WeightsmithError(f"{path} is damaged: run --stage eval again") from error
 
 
 @torch.no_grad()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -92,6 +93,8 @@ def _continued(
         mask[row, longest - len(prompt) :] = 1
     ids, mask = ids.to(device), mask.to(device)
     positions = (mask.cumsum(1) - 1).clamp(min=0)
+    # The keys and values of what was read go by another name since transformers 5.24, which warns of the old one.
+    held = "cache" if "cache" in inspect.signature(model.module.forward).parameters else "past_key_values"
     cache = None
     new: list[Tensor] = []
     for step in range(steps):
@@ -99,11 +102,11 @@ def _continued(
             input_ids=ids,
             attention_mask=mask,
             position_ids=positions,
-            past_key_values=cache,
             use_cache=True,
             logits_to_keep=1,
+            **{held: cache},
         )
-        cache = out.past_key_values
+        cache = getattr(out, held)
         chosen = _chosen(out.logits[:, -1], top_k, None if draws is None else torch.from_numpy(draws[:, step]))
         new.append(chosen)
         ids, mask = chosen[:, None], torch.cat([mask, mask.new_ones(len(prompts), 1)], 1)

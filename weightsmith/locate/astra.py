@@ -38,7 +38,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import atomic_path, read_tensors
+from weightsmith.files import atomic_path, read_tensors, understood
 from weightsmith.models import Model
 from weightsmith.progress import progress
 
@@ -164,13 +164,14 @@ class Attribution:
     def load(cls, path: Path | str) -> Attribution:
         """Read what `save` wrote. Raises `WeightsmithError` for a missing or damaged file or another format."""
         header, tensors = read_tensors(path, _FORMAT)
-        return cls(
-            samples=tuple(header["samples"]),
-            top=tuple(tuple(patches) for patches in header["top"]),
-            uninformative=tuple(header["uninformative"]),
-            info=header["info"],
-            **tensors,
-        )
+        with understood(path):
+            return cls(
+                samples=tuple(header["samples"]),
+                top=tuple(tuple(patches) for patches in header["top"]),
+                uninformative=tuple(header["uninformative"]),
+                info=header["info"],
+                **tensors,
+            )
 
 
 @torch.no_grad()

@@ -32,7 +32,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from weightsmith.errors import WeightsmithError, did_you_mean
-from weightsmith.files import atomic_path, read_tensors
+from weightsmith.files import atomic_path, read_tensors, understood
 from weightsmith.locate.astra import Attribution, PatchGrid, checked_classes
 from weightsmith.models import Model, patch, record
 from weightsmith.progress import progress
@@ -127,7 +127,10 @@ class Steering:
     def load(cls, path: Path | str) -> Steering:
         """Read what `save` wrote. Raises `WeightsmithError` for a missing or damaged file or another format."""
         header, tensors = read_tensors(path, _FORMAT)
-        return cls(tuple(header["layers"]), tensors["vectors"], tensors["centres"], header["tokens"], header["info"])
+        with understood(path):
+            return cls(
+                tuple(header["layers"]), tensors["vectors"], tensors["centres"], header["tokens"], header["info"]
+            )
 
 
 @torch.no_grad()

@@ -73,11 +73,16 @@ class Preprocess:
 
     @classmethod
     def from_hugging_face(cls, entries: dict[str, object], size: int, channels: int) -> Preprocess:
-        """Read mean and std from a `preprocessor_config.json`; the size is the network's own."""
+        """Read mean and std from a `preprocessor_config.json`; the size is the network's own.
+
+        Raises:
+            ValueError: they are no numbers.
+        """
 
         def by_channel(key: str) -> tuple[float, ...]:
             values = entries.get(key) or [0.5] * channels
-            assert isinstance(values, list)
+            if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
+                raise ValueError(f"{key} must be a list of numbers")
             return tuple(float(value) for value in values)[:channels]
 
         return cls(size, channels, by_channel("image_mean"), by_channel("image_std"))

@@ -16,7 +16,7 @@ import torch
 from torch import nn
 
 from weightsmith.errors import WeightsmithError, did_you_mean, near_path
-from weightsmith.files import atomic_folder, cause_of
+from weightsmith.files import atomic_folder, cause_of, understood
 from weightsmith.models.family import Family, families, family_of
 from weightsmith.models.model import Model
 from weightsmith.models.preprocess import Features, Preprocess
@@ -95,7 +95,8 @@ def wrap(
     names = tuple(str(labels.get(i, f"class {i}")) for i in range(config.num_labels))
     if getattr(config, "reads", "images") == "features":
         return Model(module, family, Features(channels=config.num_channels), names, name)
-    return Model(module, family, Preprocess.from_hugging_face(processor, size, config.num_channels), names, name)
+    with understood(f"preprocessor_config.json of {name}", "save the model again"):
+        return Model(module, family, Preprocess.from_hugging_face(processor, size, config.num_channels), names, name)
 
 
 def create(what: str, class_names: tuple[str, ...], seed: int, channels: int = 3) -> Model:

@@ -17,7 +17,7 @@ from weightsmith.data.images import ImageSet
 from weightsmith.data.sources import open_data, open_part
 from weightsmith.data.split import Source, Split, stratified
 from weightsmith.errors import HeldOutError, WeightsmithError
-from weightsmith.files import atomic_path, cause_of, user_path
+from weightsmith.files import atomic_path, cause_of, understood, user_path
 from weightsmith.measure import misclassified
 from weightsmith.models import Model, create, load, presets
 from weightsmith.models.store import PRETRAINED
@@ -186,9 +186,11 @@ def check_split(job: Job) -> None:
     path = job.folder.results / "data_split.json"
     if not path.exists():
         raise WeightsmithError(f"{path} is missing: run --stage data first")
-    recorded = json.loads(path.read_text(encoding="utf-8"))["parts"]
+    with understood(path, "start a new run"):
+        entries = json.loads(path.read_text(encoding="utf-8"))["parts"]
+        recorded = {name: entry["sha256"] for name, entry in entries.items()}
     for name, images in job.split.parts().items():
-        if recorded.get(name, {}).get("sha256") != images.digest():
+        if recorded.get(name) != images.digest():
             raise WeightsmithError(
                 f"the {name} part is not the one that the data stage recorded in {path}: the data or --seed changed; "
                 "start a new run"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +19,8 @@ from weightsmith.errors import WeightsmithError
 from weightsmith.files import cause_of, user_path
 
 _NAMES = ("data_split.json", "data_split_indices.npz")
+_DAMAGED = (OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, RuntimeError, BadZipFile, zlib.error)
+"""What JSON and npz files of all kinds of damage end in; NotImplementedError, of flags of a zip, is a RuntimeError."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,18 +55,9 @@ def recorded_split(model: str, source: Source) -> Recorded | None:
     if folder is None:
         return None
     mine = next(iter(source.parts.values())).source
-    try:
-        recorded = json.loads((folder / _NAMES[0]).read_text(encoding="utf-8"))["parts"]
-        theirs = {name: entry for name, entry in recorded.items() if entry["source"] == mine}
-        _ = [(entry["held_out"], entry["part"]) for entry in theirs.values()]
-        with np.load(folder / _NAMES[1], allow_pickle=False) as stored:
-            indices = {name: stored[name] for name in theirs}
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, BadZipFile) as error:
-        raise WeightsmithError(
-            f"the record of the split in {folder} is damaged ({cause_of(error)}), so nobody knows what is held out: restore "
-            "data_split.json and data_split_indices.npz"
-        ) from error
-    return Recorded(theirs, indices) if theirs else None
+    entries, indices = _read(folder)
+    theirs = {name: entry for name, entry in entries.items() if entry["source"] == mine}
+    return Recorded(theirs, {name: indices[name] for name in theirs}) if theirs else None
 
 
 def check_not_trained_on(checkpoint: str, sealed: Sequence[ImageSet]) -> str:
@@ -75,9 +69,8 @@ def check_not_trained_on(checkpoint: str, sealed: Sequence[ImageSet]) -> str:
     folder = _record_of(checkpoint)
     if folder is None or not all((folder / name).exists() for name in _NAMES):
         return f"What {checkpoint} was trained on is not recorded, so nobody can tell here whether it has seen held-out images."
-    recorded = json.loads((folder / _NAMES[0]).read_text(encoding="utf-8"))["parts"]
-    with np.load(folder / _NAMES[1], allow_pickle=False) as stored:
-        used = {part: stored[part] for part in ("train", "val")}  # validation images chose the epoch: seen as well
+    recorded, indices = _read(folder)
+    used = {part: indices[part] for part in ("train", "val") if part in indices}  # validation images chose the epoch
     for part, images in ((part, images) for part in used for images in sealed):
         if (images.source, images.part) == (recorded[part]["source"], recorded[part]["part"]):
             shared = len(np.intersect1d(used[part], images.positions))
@@ -87,6 +80,33 @@ def check_not_trained_on(checkpoint: str, sealed: Sequence[ImageSet]) -> str:
                     f"{part} part: give the --seed and --held-out-ratio of its run, or --held-out-from test"
                 )
     return ""
+
+
+def _read(folder: Path) -> tuple[dict[str, dict[str, Any]], dict[str, np.ndarray]]:
+    """(part → what is recorded of it, part → positions of its images in their source).
+
+    Raises:
+        WeightsmithError: a record that is damaged or gone.
+    """
+    try:
+        entries = json.loads((folder / _NAMES[0]).read_text(encoding="utf-8"))["parts"]
+        with np.load(folder / _NAMES[1], allow_pickle=False) as stored:
+            indices = {name: stored[name] for name in entries}
+        for name, entry in entries.items():
+            if not (
+                isinstance(entry["source"], str)
+                and isinstance(entry["part"], str)
+                and isinstance(entry["held_out"], bool)
+            ):
+                raise ValueError(f"{name} has no source, part and held_out")
+            if indices[name].ndim != 1 or indices[name].dtype.kind not in "iu":
+                raise ValueError(f"{name} has no positions of images")
+    except _DAMAGED as error:
+        raise WeightsmithError(
+            f"the record of the split in {folder} is damaged ({cause_of(error)}), so nobody knows what is held out: restore "
+            "data_split.json and data_split_indices.npz"
+        ) from error
+    return entries, indices
 
 
 def _record_of(model: str) -> Path | None:

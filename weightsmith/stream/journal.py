@@ -23,7 +23,7 @@ from torch import Tensor
 
 from weightsmith.delta import Delta
 from weightsmith.errors import WeightsmithError, closest
-from weightsmith.files import atomic_path, explained, read_tensors
+from weightsmith.files import atomic_path, explained, read_tensors, understood
 from weightsmith.request import ImageRequest, Probe, Request, TextRequest
 from weightsmith.stream.guards import GuardedKeys
 
@@ -123,10 +123,11 @@ class Journal:
         lines, end = _read(path)
         if not lines or lines[0].get("format") != _FORMAT:
             raise WeightsmithError(f"{path} is no {_FORMAT} file: check the path")
-        journal = cls(folder, lines[0]["settings"], [], 0, 0)
-        operations, whole = _operations(lines[1:])
-        for operation in operations:
-            journal._take(operation)
+        with understood(path, "restore it from a copy"):
+            journal = cls(folder, lines[0]["settings"], [], 0, 0)
+            operations, whole = _operations(lines[1:])
+            for operation in operations:
+                journal._take(operation)
         if whole < len(lines) - 1 or end < path.stat().st_size:
             _log.warning("%s: an operation was cut off and is dropped; what came before it holds", path)
             if mend:
@@ -288,6 +289,8 @@ def _operations(lines: Sequence[dict[str, Any]]) -> tuple[list[list[dict[str, An
     found: list[list[dict[str, Any]]] = []
     first = 0
     while first < len(lines) and first + lines[first]["of"] <= len(lines):
+        if lines[first]["of"] < 1:
+            raise ValueError("an operation has no lines")
         found.append(list(lines[first : first + lines[first]["of"]]))
         first += lines[first]["of"]
     return found, first
@@ -335,6 +338,13 @@ def _read_batch(folder: Path, number: int, lines: Sequence[Mapping[str, Any]]) -
     header, tensors = read_tensors(path, _BATCH_FORMAT)
     if hashlib.sha256(path.read_bytes()).hexdigest() != lines[0]["sha256"]:
         raise WeightsmithError(f"{path} is not the file that was journalled: restore it from a copy")
+    with understood(path, "restore it from a copy"):
+        return _batch_of(number, lines, header, tensors)
+
+
+def _batch_of(
+    number: int, lines: Sequence[Mapping[str, Any]], header: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> Batch:
     kinds = ("delta", "keys", "slack", "owners", "image", "empty")
     parts: dict[str, dict[str, Tensor]] = {kind: {} for kind in kinds}
     for key, tensor in tensors.items():

@@ -55,7 +55,7 @@ class SafetensorsFile:
             tensors = {name: _entry(name, entry, 8 + size) for name, entry in header.items()}
             _check_cover(tensors, 8 + size, length)
             metadata = {str(key): str(value) for key, value in metadata.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
             raise WeightsmithError(
                 f"{path} is damaged or no safetensors file ({cause_of(error)}): write it again"
             ) from error

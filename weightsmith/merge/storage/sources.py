@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -161,7 +162,7 @@ def _of_index(index: Path) -> tuple[dict[str, Stored], Mapping[str, str], tuple[
             raise WeightsmithError(
                 f"{index} names the shard {shard!r}, which lies elsewhere: shards lie beside their index, copy it there"
             )
-        if not path.is_file():
+        if not os.path.isfile(path):  # Path.is_file raises for a name that no disk can have
             raise WeightsmithError(f"{path} is missing, a shard that {index.name} names: copy or fetch it again")
         whole = _of_file(str(path), path)
         metadata = metadata or whole.metadata
