@@ -14,8 +14,7 @@ from tests.report.test_comparison import compared
 from tests.report.test_compression import PART, WHOLE
 from tests.report.test_evaluation import evaluated
 from weightsmith.effects import Effects
-from weightsmith.report import LocateInputs, ReportInputs, build, build_locate, comparison_figures, comparison_table
-from weightsmith.report.ablation import forgetting_curves, replay_figure
+from weightsmith.report import LocateInputs, ReportInputs, build, build_locate, comparison_table
 from weightsmith.report.ablation_page import AblationInputs, build_ablation
 from weightsmith.report.arithmetic import choices
 from weightsmith.report.arithmetic_page import ArithmeticInputs, build_arithmetic
@@ -190,7 +189,6 @@ def compare_page() -> str:
             title=HANDLER,
             summary=[TAG],
             notes=[SCRIPT],
-            figures=list(comparison_figures(rows).items())[:2],
             table=comparison_table(rows),
             rows=rows,
             failed=[(SCRIPT, HANDLER)],
@@ -209,8 +207,6 @@ def ablate_page() -> str:
             way="replay",
             summary=[HANDLER],
             notes=[SCRIPT],
-            figures={"replay_ablation": replay_figure(rows), "forgetting_curve": forgetting_curves(ages)},
-            curve=ages,
             tables={"replay_ablation.csv": rows, "forgetting_curve.csv": ages},
             failed=[(HANDLER, SCRIPT)],
             config=ASKED,
