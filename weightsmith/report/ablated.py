@@ -10,7 +10,6 @@ from weightsmith.report.ablation import (
     REFERENCES,
     REPLAY_PANELS,
     by_age,
-    draws,
     of_first_batch,
     over_draws,
 )
@@ -39,7 +38,7 @@ def lora_blocks(rows: Sequence[Row]) -> list[Block]:
             name = f"{'SVD' if start == 'svd' else 'LoRA start'}, {count} fit step{'s' * (count != 1)}"
             lines.append(Line(name, points, look=steps.index(count), dash=int(start != "svd")))
         found += _chart(
-            f"{title} ({draws(rows)})",
+            f"{title}",
             "rank of the adapter",
             measure,
             measure.replace("_", " "),
@@ -65,7 +64,7 @@ def replay_blocks(rows: Sequence[Row]) -> list[Block]:
                 mine = [r for r in replayed if r["strategy"] == strategy and number(r["buffer_size"]) == buffer]
                 points = [_mean([row for row in mine if number(row["rate"]) == rate], measure, rate) for rate in rates]
                 lines.append(Line(strategy, points, dash=place))
-            named = f"{title}, buffer of {buffer:g} ({draws(rows)})"
+            named = f"{title}, buffer of {buffer:g}"
             charts += _chart(named, "requests replayed a new one", measure, title.lower(), lines, levels, rates)
         panels.append((f"Buffer of {buffer:g}", charts))
     return _tabbed([(title, charts) for title, charts in panels if charts])
@@ -147,7 +146,7 @@ def _lines(rows: Sequence[Row], mine: Sequence[Row], summed: Summed) -> list[Lin
         chosen = [row for row in mine if row["strategy"] == strategy and number(row["rate"]) == rate]
         lines.append(_line(f"{strategy}, rate {rate:g}", summed(chosen), look, dash))
     for place, (kind, name) in enumerate(REFERENCES.items()):
-        lines.append(_line(name, summed([row for row in rows if row["kind"] == kind]), 5 + place, place + 1))
+        lines.append(_line(name, summed([row for row in rows if row["kind"] == kind]), 6 - place, place + 1))
     return [line for line in lines if line.points]
 
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from weightsmith.report.ablated import forgetting_blocks, lora_blocks, replay_blocks
+from weightsmith.report.ablation import draws
 from weightsmith.report.render import PageInputs, figures_section, page_of, tables_section
 from weightsmith.report.words import Row
 
@@ -55,7 +56,7 @@ class AblationInputs:
 def build_ablation(inputs: AblationInputs) -> str:
     """The page as text."""
     figures = [
-        (caption, blocks)
+        (f"{caption} Each point: {draws(inputs.tables[file])}.", blocks)
         for file, (caption, drawn) in _FIGURES.items()
         if file in inputs.tables and (blocks := drawn(inputs.tables[file]))
     ]

@@ -22,9 +22,10 @@ _ABOUT = (
     "Editing methods side by side: each point is the mean over draws of requests, the same draws for every method, with "
     "Student's 95% interval over them."
 )
-_BY_METHOD = "Each measure by method and batch size."
-_BY_SIZE = "Each measure over the batch size."
-_PARTS = "Of images, paraphrases are augmented views, and neighbourhood is locality."
+_CAPTION = (
+    "Each measure by method and batch size, and over the batch size. Of images, paraphrases are augmented views, and "
+    "neighbourhood is locality."
+)
 
 _ALL = (-0.02, 1.02)
 """All of 0 to 100%: a part of it would make small differences look large."""
@@ -75,7 +76,7 @@ def build_comparison(inputs: ComparisonInputs) -> str:
 
 
 def comparison_blocks(rows: Sequence[Row]) -> list[tuple[str, list[Block]]]:
-    """The figures of a comparison with their values, a tab a measure: by method, and over the batch size if there are several.
+    """The figures of a comparison with their values, a tab a measure: by method, and over the batch size if it varies.
 
     Args:
         rows: of `baseline_comparison.csv`. A measure that no run has is left out.
@@ -84,8 +85,8 @@ def comparison_blocks(rows: Sequence[Row]) -> list[tuple[str, list[Block]]]:
     methods, sizes = (list(dict.fromkeys(row[name] for row in table)) for name in ("method", "batch_size"))
     counts = sorted({int(row["seeds"]) for row in table})
     draws = f"{counts[0]} to {counts[-1]} draws" if len(counts) > 1 else f"{counts[0]} draw{'s' * (counts[0] > 1)}"
-    told = f" {_PARTS} Mean of {draws}" + (", with the 95% interval over them." if counts[-1] > 1 else ".")
-    by_method, by_size = [], []
+    told = f" Mean of {draws}" + (", with the 95% interval over them." if counts[-1] > 1 else ".")
+    panels: list[tuple[str, list[Block]]] = []
     for measure in MEASURES:
         points = {(row["method"], row["batch_size"]): _point(row, measure, rows) for row in table}
         lines = [
@@ -101,16 +102,25 @@ def comparison_blocks(rows: Sequence[Row]) -> list[tuple[str, list[Block]]]:
         ]
         if not has_numbers(lines):
             continue
-        shown: dict[str, Any] = {"title": TITLES[measure], "each": "single draws"}
         bars = Bars(
-            names=methods, row_title="method", value_title=measure, lines=lines, percent=True, value_range=_ALL, **shown
+            title=TITLES[measure],
+            names=methods,
+            row_title="method",
+            value_title=measure,
+            lines=lines,
+            percent=True,
+            value_range=_ALL,
+            each="single draws",
         )
-        by_method.append((measure, [bars]))
+        if len(sizes) == 1:
+            panels.append((measure, [bars]))
+            continue
         curves = [
             Line(method, [points[method, size] for size in sorted(sizes) if (method, size) in points], dash=place // 7)
             for place, method in enumerate(methods)
         ]
         curve = Chart(
+            title=f"{measure.capitalize()} over the batch size",
             x_title="edits in a batch",
             y_title=measure,
             lines=[line if has_numbers([line]) else replace(line, name=f"{line.name} (n/a)") for line in curves],
@@ -118,15 +128,10 @@ def comparison_blocks(rows: Sequence[Row]) -> list[tuple[str, list[Block]]]:
             x_ticks=[float(size) for size in sorted(sizes)],
             y_percent=True,
             y_range=_ALL,
-            **shown,
+            each="single draws",
         )
-        by_size.append((measure, [curve]))
-    found: list[tuple[str, list[Block]]] = []
-    if by_method:
-        found.append((_BY_METHOD + told, [Tabs(label="Measures by method", panels=by_method)]))
-    if by_size and len(sizes) > 1:
-        found.append((_BY_SIZE + told, [Tabs(label="Measures over the batch size", panels=by_size)]))
-    return found
+        panels.append((measure, [bars, curve]))
+    return [(_CAPTION + told, [Tabs(label="Measures", panels=panels)])] if panels else []
 
 
 def _point(mean: Row, measure: str, rows: Sequence[Row]) -> Point:

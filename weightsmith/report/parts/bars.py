@@ -18,14 +18,14 @@ from weightsmith.report.parts.axes import apart, ends_of, scaled, tick_label, ti
 from weightsmith.report.parts.blocks import Block
 from weightsmith.report.parts.chart import COLOURS, MARKS, WIDTH, Line, Point, has_numbers, keys_of, more_told
 
-TOP, BOTTOM, RIGHT = 8, 46, 60
+TOP, BOTTOM, RIGHT = 8, 46, 68
 """Room around the plot, in units of the SVG's view box; on the right stand the values."""
 
 PITCH, LEADING = 18, 15
 """Between the values of a name, and between the lines of a name."""
 
 _LETTERS, _LINES = 22, 3
-_LETTER = 7.2
+_LETTER = 7.8
 """Letters in a line of a name, lines of it, and about the width of a letter."""
 
 
