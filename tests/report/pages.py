@@ -18,6 +18,7 @@ from weightsmith.report import LocateInputs, ReportInputs, build, build_locate, 
 from weightsmith.report.ablation_page import AblationInputs, build_ablation
 from weightsmith.report.arithmetic import choices
 from weightsmith.report.arithmetic_page import ArithmeticInputs, build_arithmetic
+from weightsmith.report.baseline_page import BaselineInputs, build_baseline
 from weightsmith.report.comparison_page import ComparisonInputs, build_comparison
 from weightsmith.report.compression import frontier_blocks, kept_heads_blocks
 from weightsmith.report.edit_page import EditInputs, build_edit
@@ -250,6 +251,41 @@ def compress_page() -> str:
     return build_evaluation(evaluation_inputs(Section(TAG, figures=[("Frontier.", blocks), (HANDLER, heads)])))
 
 
+def baseline_page() -> str:
+    before, after = tables()
+    return build_baseline(
+        BaselineInputs(
+            title=SCRIPT,
+            notes=[TAG],
+            training_rows=[
+                {"epoch": epoch, "train_loss": 1 / epoch, "train_accuracy": 0.8, "val_loss": 0.5, "val_accuracy": 0.7}
+                for epoch in (1, 2)
+            ],
+            metric_rows=[
+                {"part": part, "metric": metric, "value": "0.8", "low": "0.7", "high": "0.9", "n": "40"}
+                for part in ("val", "test")
+                for metric in ("accuracy", "macro_precision", "macro_recall", "macro_f1")
+            ],
+            class_rows=[
+                {"part": part, "label": str(label), "class": name, "n": "10"}
+                | {f"{score}{end}": f"{0.5 + label / 10}" for score in ("recall", "precision", "f1")
+                   for end in ("", "_low", "_high")}
+                for part in ("val", "test")
+                for label, name in enumerate(CLASSES)
+            ],
+            confusions={"val": before, "test": after},
+            class_names=CLASSES,
+            split_rows=[
+                {"part": "train", "class": str(label), "name": name, "count": "10", "share": "0.25"}
+                for label, name in enumerate(CLASSES)
+            ],
+            manifest={"train": {"size": 9, "sha256": "a" * 64, "overlap_with_held_out": 0}},
+            config=ASKED | {"handler": HANDLER},
+            env=WHERE,
+        )
+    )  # fmt: skip
+
+
 def artificial_page() -> str:
     rows, references = ([{**row, "data": {"one": SCRIPT, "two": "two"}[str(row["data"])]} for row in given]
                         for given in (ROWS, REFERENCES))  # fmt: skip
@@ -305,6 +341,7 @@ def merge_page() -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "run": run_page,
+    "baseline": baseline_page,
     "locate": locate_page,
     "edit": edit_page,
     "compare": compare_page,

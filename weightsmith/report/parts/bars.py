@@ -158,7 +158,7 @@ class Bars(Block):
         bounds = None if any(map(math.isnan, ends)) else (self._at(point.low), self._at(point.high))
         value, interval = self._values(point)
         named = ", ".join(dict.fromkeys(part for part in (name, line.name, point.told) if part))
-        told = f"{named}: {self.value_title} {value}" + (f" ({interval})" if interval else "")
+        told = (f"{named}: " if named else "") + f"{self.value_title} {value}" + (f" ({interval})" if interval else "")
         return Bar(
             x=self._at(point.y),
             y=round(height, 1),
