@@ -14,11 +14,11 @@ from tests.report.test_comparison import compared
 from tests.report.test_compression import PART, WHOLE
 from tests.report.test_evaluation import evaluated
 from weightsmith.effects import Effects
-from weightsmith.report import LocateInputs, ReportInputs, build, build_locate, comparison_figures, comparison_table
-from weightsmith.report.ablation import forgetting_curves, replay_figure
+from weightsmith.report import LocateInputs, ReportInputs, build, build_locate, comparison_table
 from weightsmith.report.ablation_page import AblationInputs, build_ablation
 from weightsmith.report.arithmetic import choices
 from weightsmith.report.arithmetic_page import ArithmeticInputs, build_arithmetic
+from weightsmith.report.baseline_page import BaselineInputs, build_baseline
 from weightsmith.report.comparison_page import ComparisonInputs, build_comparison
 from weightsmith.report.compression import frontier_blocks, kept_heads_blocks
 from weightsmith.report.edit_page import EditInputs, build_edit
@@ -190,7 +190,6 @@ def compare_page() -> str:
             title=HANDLER,
             summary=[TAG],
             notes=[SCRIPT],
-            figures=list(comparison_figures(rows).items())[:2],
             table=comparison_table(rows),
             rows=rows,
             failed=[(SCRIPT, HANDLER)],
@@ -209,8 +208,6 @@ def ablate_page() -> str:
             way="replay",
             summary=[HANDLER],
             notes=[SCRIPT],
-            figures={"replay_ablation": replay_figure(rows), "forgetting_curve": forgetting_curves(ages)},
-            curve=ages,
             tables={"replay_ablation.csv": rows, "forgetting_curve.csv": ages},
             failed=[(HANDLER, SCRIPT)],
             config=ASKED,
@@ -252,6 +249,41 @@ def compress_page() -> str:
     blocks = frontier_blocks(rows, [("best efficiency", SCRIPT)])
     heads = kept_heads_blocks([(SCRIPT, PART), (HANDLER, PART)], WHOLE)
     return build_evaluation(evaluation_inputs(Section(TAG, figures=[("Frontier.", blocks), (HANDLER, heads)])))
+
+
+def baseline_page() -> str:
+    before, after = tables()
+    return build_baseline(
+        BaselineInputs(
+            title=SCRIPT,
+            notes=[TAG],
+            training_rows=[
+                {"epoch": epoch, "train_loss": 1 / epoch, "train_accuracy": 0.8, "val_loss": 0.5, "val_accuracy": 0.7}
+                for epoch in (1, 2)
+            ],
+            metric_rows=[
+                {"part": part, "metric": metric, "value": "0.8", "low": "0.7", "high": "0.9", "n": "40"}
+                for part in ("val", "test")
+                for metric in ("accuracy", "macro_precision", "macro_recall", "macro_f1")
+            ],
+            class_rows=[
+                {"part": part, "label": str(label), "class": name, "n": "10"}
+                | {f"{score}{end}": f"{0.5 + label / 10}" for score in ("recall", "precision", "f1")
+                   for end in ("", "_low", "_high")}
+                for part in ("val", "test")
+                for label, name in enumerate(CLASSES)
+            ],
+            confusions={"val": before, "test": after},
+            class_names=CLASSES,
+            split_rows=[
+                {"part": "train", "class": str(label), "name": name, "count": "10", "share": "0.25"}
+                for label, name in enumerate(CLASSES)
+            ],
+            manifest={"train": {"size": 9, "sha256": "a" * 64, "overlap_with_held_out": 0}},
+            config=ASKED | {"handler": HANDLER},
+            env=WHERE,
+        )
+    )  # fmt: skip
 
 
 def artificial_page() -> str:
@@ -309,6 +341,7 @@ def merge_page() -> str:
 
 PAGES: dict[str, Callable[[], str]] = {
     "run": run_page,
+    "baseline": baseline_page,
     "locate": locate_page,
     "edit": edit_page,
     "compare": compare_page,

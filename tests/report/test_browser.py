@@ -257,6 +257,12 @@ def test_a_changed_cell_of_a_confusion_says_its_counts(opened: Open) -> None:
         ("artificial", "#sweep svg.chart", "ArrowRight", "chosen on validation data"),
         ("ablate", "#figures svg.chart", "End", "edits that hold"),
         ("edit", "#stream svg.chart", "ArrowRight", "edits that hold at the end"),
+        ("run", "#training svg.chart", "ArrowDown", "validation: loss"),
+        ("run", "#layers svg.chart", "ArrowDown", "layer 1, rank "),
+        ("compare", "#figures svg.chart", "ArrowRight", "16 edits in a batch: efficacy "),
+        ("compare", "#figures svg.chart", "ArrowDown", "AlphaEdit, 1 edit in a batch: efficacy "),
+        ("baseline", "#classes svg.chart", "ArrowDown", "10 images: accuracy 60.0%"),
+        ("baseline", "#confusion table.cells", "ArrowRight", "images"),
         ("compress", "#figures table.cells", "ArrowRight", "head 1: "),
     ],
 )
@@ -285,6 +291,11 @@ def test_values_are_told_to_the_keyboard(opened: Open, name: str, field: str, ke
         ("evaluate", "#figures svg.chart .spot", "accuracy"),
         ("compress", "#figures svg.chart .spot", "recommended"),
         ("artificial", "#sweep svg.chart .spot", "test accuracy"),
+        ("run", "#training svg.chart .c1 .spot", "best validation accuracy, kept"),
+        ("run", "#layers svg.chart .spot", "mean effect (probability)"),
+        ("compare", "#figures svg.chart .spot", "; single draws "),
+        ("ablate", "#figures svg.chart .spot", "at requests replayed a new one 0.5"),
+        ("baseline", "#classes svg.chart .spot", "accuracy 50.0%"),
     ],
 )
 def test_values_are_told_to_the_pointer(opened: Open, name: str, spot: str, words: str) -> None:
@@ -296,6 +307,19 @@ def test_values_are_told_to_the_pointer(opened: Open, name: str, spot: str, word
         if words in page.locator("[role=tooltip]").inner_text():
             return
     raise AssertionError(f"no point says {words}")
+
+
+def test_tabs_of_a_comparison_show_each_measure_with_its_names(opened: Open) -> None:
+    page = opened("compare")
+    tabs = page.locator("#figures [role=tab]")
+    assert tabs.all_inner_texts() == ["efficacy", "paraphrase", "neighbourhood", "composite"]
+    tabs.nth(3).click()
+    assert page.locator("#figures .panel:visible svg.chart").count() == 2
+    # Names and values of a bar chart stand within its drawing.
+    for text in page.locator("#figures .panel:visible svg.chart text").all():
+        box, frame = text.bounding_box(), text.locator("xpath=ancestor::*[name()='svg']").bounding_box()
+        assert box["x"] >= frame["x"] - 1
+        assert box["x"] + box["width"] <= frame["x"] + frame["width"] + 1
 
 
 def test_without_the_script_cells_and_points_still_have_their_values(opened: Open) -> None:

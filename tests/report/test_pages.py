@@ -44,6 +44,8 @@ def test_a_page_is_whole_and_what_data_say_is_text(name: str) -> None:
         ("artificial", ["summary", "notes", "sweep", "training", "tables", "provenance"]),
         ("merge", ["summary", "notes", "models", "tensors", "provenance"]),
         ("ablate", ["summary", "notes", "figures", "tables", "refused", "provenance"]),
+        ("baseline", ["summary", "notes", "training", "classes", "confusion", "tables", "provenance"]),
+        ("compare", ["summary", "notes", "figures", "tables", "refused", "provenance"]),
         ("compress", ["summary", "notes", "figures", "confusion", "tables", "provenance"]),
     ],
 )

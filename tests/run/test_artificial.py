@@ -69,7 +69,7 @@ def test_a_run_leaves_data_networks_and_a_sweep_with_true_numbers(swept: Path) -
     assert len(table) == 4 * 2 * 3 * 2  # operations, modes, coefficients, data sets
     assert (swept / "figures" / "sweep.png").stat().st_size > 5000
     page = (swept / "report.html").read_text(encoding="utf-8")
-    assert page.count('<svg class="chart"') == 4 * 2 + 2  # an operation and data set each, and two trainings
+    assert page.count('<svg class="chart"') == 4 * 2 + 2 * 2  # an operation and data set each; two trainings
     assert "Validation chose " in page
     source = ws.data.tables.open_table(swept / "data" / "dataset2.csv")
     features, labels = SECOND.make()

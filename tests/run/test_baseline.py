@@ -53,6 +53,17 @@ def test_baseline_leaves_its_files_and_true_numbers(weightsmith, tmp_path: Path,
         assert metrics[part, "accuracy"] == pytest.approx(predict(model, source.part(part)).accuracy, abs=1e-6)
     totals = {row["part"]: int(row["count"]) for row in rows(run / "data_split_info.csv") if row["class"] == "all"}
     assert totals == {"train": 96, "val": 32, "test": 48}
+    classes = rows(run / "baseline_class_metrics.csv")
+    assert [(row["part"], row["label"], row["n"]) for row in classes] == [
+        ("val", "0", "16"), ("val", "1", "16"), ("test", "0", "24"), ("test", "1", "24"),
+    ]  # fmt: skip
+    counts = [row for row in rows(run / "confusion_matrix.csv") if row["part"] == "test"]
+    right = sum(int(row["count"]) for row in counts if row["true"] == row["predicted"])
+    assert right / 48 == pytest.approx(metrics["test", "accuracy"], abs=1e-6)
+    assert f"the page to read is {run / 'report.html'}" in outcome.out + outcome.err
+    page = (run / "report.html").read_text(encoding="utf-8")
+    assert page.count('<svg class="chart"') == 4
+    assert f"Test part: {100 * metrics['test', 'accuracy']:.1f}%" in page
 
 
 def test_the_test_part_is_read_after_the_training_only(

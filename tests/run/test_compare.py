@@ -104,7 +104,8 @@ def test_a_run_is_one_folder(request: pytest.FixtureRequest, kind: str) -> None:
     assert float(table[0]["efficacy"]) == pytest.approx(mean, abs=1e-6)
     assert sorted(path.stem for path in (run / "figures").iterdir()) == sorted(FIGURES)
     page = (run / "report.html").read_text(encoding="utf-8")
-    assert page.count('src="data:image/png;base64,') == 5
+    assert page.count('<svg class="chart"') == 8
+    assert "<img" not in page
     assert "https://" not in page
     assert not list(run.rglob("*.tmp"))
 

@@ -32,7 +32,8 @@ from weightsmith.run.options.compress import CompressOptions, UnitScore
 
 NAMES = ("acdc_threshold_0.05", "eap_keep_0.6")
 FILES = (
-    "evaluation_results.png", "evaluation_metrics.json", "evaluation_metrics.csv", "report.html", "compress_metrics.json",
+    "evaluation_results.png", "evaluation_metrics.json", "evaluation_metrics.csv", "class_accuracy.csv", "report.html",
+    "compress_metrics.json",
     "compress_metrics.csv", "training_metrics.csv", "agreement.csv", "faithfulness.csv", "data_split.json",
     "data_split_indices.npz", "data_split_info.csv", "figures/kept.png", "figures/faithfulness.png", "config.yaml",
     "env.json", "events.jsonl", "log.txt",

@@ -25,7 +25,13 @@ from weightsmith.run import evaluation, measured
 from weightsmith.run.job import save_indices
 
 NAMES = tuple(str(digit) for digit in range(10))
-FILES = ("evaluation_results.png", "evaluation_metrics.json", "evaluation_metrics.csv", "report.html")
+FILES = (
+    "evaluation_results.png",
+    "evaluation_metrics.json",
+    "evaluation_metrics.csv",
+    "class_accuracy.csv",
+    "report.html",
+)
 
 
 def small(folder: Path, width: int, seed: int = 0, classes: tuple[str, ...] = NAMES, side: int = 8) -> Model:

@@ -25,12 +25,13 @@ from weightsmith.report.words import Row, number
 _COLOURS = (BLUE, VERMILION, "#009E73", "#CC79A7", ORANGE, "#56B4E9")
 _MARKERS = "os^DvP"
 _DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1.5, 1.5)), (0, (6, 1.5, 1.5, 1.5)))
-_REFERENCES: dict[str, dict[str, Any]] = {
+_LOOKS: dict[str, dict[str, Any]] = {
     "none": {"color": "black", "linestyle": (0, (5, 3)), "linewidth": 1.1, "zorder": 3},
     "keys": {"color": GREY, "linestyle": (0, (1.5, 1.5)), "linewidth": 1.6, "zorder": 2.9},
 }
 """Drawn over the other lines, which show between their dashes where both are equal."""
-_NAMES = {"none": "no replay", "keys": "keys guarded"}
+REFERENCES = {"none": "no replay", "keys": "keys guarded"}
+"""What streams with replay are seen against."""
 _LEGEND: dict[str, Any] = {"frameon": False, "fontsize": 9, "handlelength": 3.5}
 _STARTS: dict[str, dict[str, Any]] = {
     "svd": {"marker": "o", "linestyle": "-"},
@@ -39,13 +40,13 @@ _STARTS: dict[str, dict[str, Any]] = {
 _APART = 0.05
 """Doublings between neighbouring lines."""
 
-_LORA_PANELS = {
+LORA_PANELS = {
     "efficacy": "Efficacy",
     "paraphrase": "Paraphrases (of images: views)",
     "neighbourhood": "Neighbourhood (of images: locality)",
     "reconstruction_error": "Relative error of the adapter, ‖BA − ΔW‖ / ‖ΔW‖",
 }
-_REPLAY_PANELS = {"retention_all": "Edits that hold at the end", "neighbourhood": "Neighbourhood"}
+REPLAY_PANELS = {"retention_all": "Edits that hold at the end", "neighbourhood": "Neighbourhood"}
 
 
 def lora_rank_vs_metrics(rows: Sequence[Row]) -> Figure:
@@ -63,13 +64,13 @@ def lora_rank_vs_metrics(rows: Sequence[Row]) -> Figure:
     steps = list(dict.fromkeys(count for _, count in lines))
     with style():
         figure = Figure(figsize=(9.4, 6.6), layout="constrained")
-        for axes, (measure, title) in zip(figure.subplots(2, 2).flat, _LORA_PANELS.items(), strict=True):
-            reference = _over_draws(raw, measure)
+        for axes, (measure, title) in zip(figure.subplots(2, 2).flat, LORA_PANELS.items(), strict=True):
+            reference = over_draws(raw, measure)
             axes.axhline(reference.value, color="black", linestyle=(0, (5, 2)), linewidth=1.2, label="raw edit")
             axes.axhspan(reference.low, reference.high, color=GREY, alpha=0.12, linewidth=0)
             for place, (start, count) in enumerate(lines):
                 mine = [row for row in adapters if (str(row["start"]), int(number(row["fit_steps"]))) == (start, count)]
-                found = [_over_draws([row for row in mine if number(row["rank"]) == rank], measure) for rank in ranks]
+                found = [over_draws([row for row in mine if number(row["rank"]) == rank], measure) for rank in ranks]
                 spots = [_beside(rank, place, len(lines)) for rank in ranks]
                 name = f"{'SVD' if start == 'svd' else 'LoRA start'}, {count} fit step{'s' * (count != 1)}"
                 look = _STARTS[start] | {"color": _colour(steps.index(count))}
@@ -80,7 +81,7 @@ def lora_rank_vs_metrics(rows: Sequence[Row]) -> Figure:
             axes.set_xlabel("rank of the adapter")
         handles, labels = axes.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3, **_LEGEND)
-        figure.suptitle(f"An edit as LoRA adapters ({_draws(rows)})", fontsize=11)
+        figure.suptitle(f"An edit as LoRA adapters ({draws(rows)})", fontsize=11)
     return figure
 
 
@@ -99,23 +100,23 @@ def replay_figure(rows: Sequence[Row]) -> Figure:
         figure = Figure(figsize=(9.4, 3.0 * len(buffers) + 1.2), layout="constrained")
         grid = figure.subplots(len(buffers), 2, squeeze=False)
         for panels, buffer in zip(grid, buffers, strict=True):
-            for axes, (measure, title) in zip(panels, _REPLAY_PANELS.items(), strict=True):
+            for axes, (measure, title) in zip(panels, REPLAY_PANELS.items(), strict=True):
                 for place, strategy in enumerate(strategies):
                     mine = [r for r in replayed if r["strategy"] == strategy and number(r["buffer_size"]) == buffer]
-                    found = [_over_draws([r for r in mine if number(r["rate"]) == rate], measure) for rate in rates]
+                    found = [over_draws([r for r in mine if number(r["rate"]) == rate], measure) for rate in rates]
                     spots = [_beside(rate, place, len(strategies)) for rate in rates]
                     _line(axes, spots, found, strategy, color=_colour(place), marker=_marker(place))
-                for kind, look in _REFERENCES.items():
+                for kind, look in _LOOKS.items():
                     there = [row for row in rows if row["kind"] == kind]
                     if there:
-                        axes.axhline(_over_draws(there, measure).value, label=_NAMES[kind], **look)
+                        axes.axhline(over_draws(there, measure).value, label=REFERENCES[kind], **look)
                 _doublings(axes, rates, len(strategies))
                 share_axis(axes, "y")
                 axes.set_title(f"{title}, buffer of {buffer:g}", loc="left", fontsize=10)
                 axes.set_xlabel("requests replayed a new one")
         handles, labels = grid[0, 0].get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=5, **_LEGEND)
-        figure.suptitle(f"Replay in a stream of edits ({_draws(rows)})", fontsize=11)
+        figure.suptitle(f"Replay in a stream of edits ({draws(rows)})", fontsize=11)
     return figure
 
 
@@ -143,8 +144,8 @@ def forgetting_curves(rows: Sequence[Row]) -> Figure:
                 chosen = [r for r in replayed if _is(r, rate=rate, buffer_size=buffer) and r["strategy"] == strategy]
                 look = {"color": _colour(place), "marker": _marker(place), "linestyle": _DASHES[dash % len(_DASHES)]}
                 lines.append((f"{strategy}, rate {rate:g}", chosen, look | {"markersize": 3.5, "linewidth": 1.4}))
-            for kind, look in _REFERENCES.items():
-                lines.append((_NAMES[kind], [row for row in rows if row["kind"] == kind], look))
+            for kind, look in _LOOKS.items():
+                lines.append((REFERENCES[kind], [row for row in rows if row["kind"] == kind], look))
             for place, (name, chosen, look) in enumerate(lines):
                 aside = (
                     0.05 * (place - (len(lines) - 3) / 2) if "marker" in look else 0.0
@@ -166,7 +167,7 @@ def forgetting_curves(rows: Sequence[Row]) -> Figure:
                 axes.set_xlabel(label)
             panels[0].set_ylabel("edits that hold")
         order = [f"{strategy}, rate {rate:g}" for strategy, rate in product(strategies, rates)]
-        there = [name for name in (*order, *_NAMES.values()) if name in named]
+        there = [name for name in (*order, *REFERENCES.values()) if name in named]
         figure.legend([named[name] for name in there], there, loc="outside lower center", ncols=4, **_LEGEND)
         figure.suptitle(
             "What a stream of edits forgets; settings that replay the same requests share a line", fontsize=11
@@ -196,7 +197,7 @@ def _line(axes: Axes, spots: Sequence[float], found: Sequence[Interval], name: s
     axes.plot(spots, [one.value for one in found], markersize=4.5, linewidth=1.4, label=name, **look)
 
 
-def _over_draws(rows: Sequence[Row], measure: str) -> Interval:
+def over_draws(rows: Sequence[Row], measure: str) -> Interval:
     """Mean over draws with its interval; of a single draw that of its requests, where there is one."""
     if len(rows) == 1:
         value, low, high = (number(rows[0].get(f"{measure}{end}", "")) for end in ("", "_low", "_high"))
@@ -204,7 +205,7 @@ def _over_draws(rows: Sequence[Row], measure: str) -> Interval:
     return over_seeds(rows, measure)
 
 
-def _draws(rows: Sequence[Row]) -> str:
+def draws(rows: Sequence[Row]) -> str:
     count = len({str(row["seed"]) for row in rows})
     return "a single draw of requests" if count == 1 else f"mean of {count} draws of requests"
 

@@ -14,6 +14,7 @@ from weightsmith.errors import WeightsmithError
 from weightsmith.report.arithmetic import best_choice
 from weightsmith.report.parts import Block, Chart, Level, Line, Point, Tabs, Words
 from weightsmith.report.render import PageInputs, PageSection, page_of, tables_section
+from weightsmith.report.training import training_charts
 from weightsmith.report.words import Row, number, percent
 
 _ABOUT = (
@@ -108,9 +109,7 @@ def build_arithmetic(inputs: ArithmeticInputs) -> str:
     """The page as text. Raises `WeightsmithError` where nothing was measured."""
     if not inputs.sweep:
         raise WeightsmithError("there is nothing to show: no coefficient was measured")
-    training = [
-        (which, [_training_chart(which, rows)]) for which, rows in inputs.training.items() if _losses_known(rows)
-    ]
+    training = [(which, charts) for which, rows in inputs.training.items() if (charts := training_charts(rows, which))]
     return page_of(
         PageInputs(
             title=inputs.title,
@@ -202,38 +201,3 @@ def _summary(inputs: ArithmeticInputs) -> list[str]:
         f"Validation chose {best['operation']}, {best['mode']}, at {number(best['coefficient']):g}: test accuracy {reached}.",
         *plain,
     ]
-
-
-def _losses_known(rows: Sequence[Row]) -> bool:
-    return any(math.isfinite(number(row.get("val_accuracy", ""))) for row in rows)
-
-
-def _training_chart(which: str, rows: Sequence[Row]) -> Chart:
-    known = [(number(row["epoch"]), number(row.get("val_accuracy", ""))) for row in rows]
-    best = max(score for _, score in known if math.isfinite(score))
-    first = next(epoch for epoch, score in known if score == best)
-    parts = {"train_accuracy": "training", "val_accuracy": "validation"}
-    lines = [
-        Line(
-            title,
-            [
-                Point(
-                    number(row["epoch"]),
-                    number(row.get(name, "")),
-                    chosen=name[0] == "v" and number(row["epoch"]) == first,
-                )
-                for row in rows
-            ],
-            dash=place,
-        )
-        for place, (name, title) in enumerate(parts.items())
-    ]
-    return Chart(
-        title=f"Training of {which}",
-        x_title="epoch",
-        y_title="accuracy",
-        lines=lines,
-        chosen="best validation accuracy, kept",
-        y_percent=True,
-        x_ticks=[epoch for epoch, _ in known] if len(known) <= 12 else (),
-    )

@@ -32,12 +32,14 @@ from weightsmith.report.words import Row, number, percent
 MEASURES = ("efficacy", "paraphrase", "neighbourhood", "composite")
 """The shares that are compared."""
 
-_TITLES = {
+TITLES = {
     "efficacy": "Efficacy: edits that took",
     "paraphrase": "Paraphrases: edits that hold when asked in another way",
     "neighbourhood": "Neighbourhood: other answers that stayed as they were",
     "composite": "Composite score: harmonic mean of efficacy, paraphrase and neighbourhood",
 }
+"""What each of them is."""
+
 _FIGURES = {
     "efficacy_success_by_method": "efficacy",
     "paraphrase_success_by_method": "paraphrase",
@@ -114,7 +116,7 @@ def by_method(rows: Sequence[Row], measure: str) -> Figure:
         share_axis(axes, "x")
         batches = f", {sizes[0]} edit{'s' * (sizes[0] > 1)} in a batch" if len(sizes) == 1 else ""
         axes.set_xlabel(f"{measure}, {_seeds(cells)}{batches}")
-        axes.set_title(textwrap.fill(_TITLES[measure], 78), loc="left")
+        axes.set_title(textwrap.fill(TITLES[measure], 78), loc="left")
         if len(sizes) > 1:
             handles = [
                 Line2D(
@@ -178,7 +180,7 @@ def by_batch_size(rows: Sequence[Row], measure: str = "composite") -> Figure:
         share_axis(axes, "y")
         axes.set_xlabel("edits in a batch")
         axes.set_ylabel(f"{measure}, {_seeds(cells)}")
-        axes.set_title(textwrap.fill(_TITLES[measure], 88), loc="left")
+        axes.set_title(textwrap.fill(TITLES[measure], 88), loc="left")
         figure.legend(loc="outside right upper", frameon=False, fontsize=9, labelspacing=0.7)
     return figure
 

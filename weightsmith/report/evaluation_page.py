@@ -15,6 +15,7 @@ from rich.text import Text
 
 from weightsmith.report.evaluation import ByClass
 from weightsmith.report.parts import Block, Chart, Line, Point, Words, confusion_tabs
+from weightsmith.report.parts.blocks import MOST_ROWS
 from weightsmith.report.render import PageInputs, PageSection, figures_section, page_of, tables_section
 from weightsmith.report.words import Row, number, percent
 
@@ -31,6 +32,9 @@ _FRONT = (
     "Pareto front."
 )
 _ALL_COUNTS = "evaluation_metrics.json"
+CLASSES = "class_accuracy.csv"
+"""The file that has the accuracy on every class."""
+
 _MOST_MATRICES = 6
 """Models whose confusion matrices a page shows beside the baseline's."""
 _SHARES = {
@@ -97,7 +101,7 @@ def build_evaluation(inputs: EvaluationInputs) -> str:
         ("Confidence", [_confidence(row) for row in inputs.rows], ""),
         ("Milliseconds a batch, median and quartiles", [_times(row) for row in inputs.rows], ""),
         ("Size and efficiency", [_costs(row) for row in inputs.rows], ""),
-        ("Accuracy by class, with 95% intervals", _classes(inputs.by_class), "evaluation_metrics.json"),
+        (_by_class_title(inputs.by_class), _classes(telling(inputs.by_class)), CLASSES),
     ]
     figures: list[tuple[str, Figure | Sequence[Block]]] = [
         (_FRONT, [front_chart(inputs.rows, inputs.chosen)]), (_CAPTION, inputs.figure), *more.figures,
@@ -227,6 +231,29 @@ def _costs(row: Row) -> dict[str, str]:
 
 def _bytes(count: float) -> str:
     return "n/a" if math.isnan(count) else f"{short_count(count)}B" if count >= 1000 else f"{count:.0f} B"
+
+
+def telling(by_class: ByClass, most: int = MOST_ROWS) -> ByClass:
+    """At most so many classes: those on which models differ by most images, then those with most errors; in their order."""
+    if len(by_class) <= most:
+        return by_class
+
+    def rank(place: int) -> tuple[float, float]:
+        right = [share.value * share.n for share in by_class[place][1].values()]
+        images = max(share.n for share in by_class[place][1].values())
+        return max(right) - min(right), images - min(right)
+
+    kept = sorted(sorted(range(len(by_class)), key=rank, reverse=True)[:most])
+    return [by_class[place] for place in kept]
+
+
+def _by_class_title(by_class: ByClass) -> str:
+    title = "Accuracy by class, with 95% intervals"
+    if len(by_class) <= MOST_ROWS:
+        return title
+    return (
+        f"{title}: the {MOST_ROWS} of {len(by_class):,} classes on which models differ most; {CLASSES} has all of them"
+    )
 
 
 def _classes(by_class: ByClass) -> list[dict[str, str]]:

@@ -10,15 +10,17 @@ import numpy as np
 
 from weightsmith.effects import Effects
 from weightsmith.errors import WeightsmithError
-from weightsmith.report import plots
 from weightsmith.report.headline import HEADLINE, SCORES, ClassScores, blocks, class_scores, verdicts
-from weightsmith.report.parts import Cards, Shot, Tabs, Words, confusion_tabs
+from weightsmith.report.parts import Cards, Line, Point, Shot, Tabs, Words, confusion_tabs
+from weightsmith.report.parts.bars import Bars
 from weightsmith.report.parts.blocks import MOST_ROWS, Block
 from weightsmith.report.parts.cards import BUDGET, fitting, telling
+from weightsmith.report.parts.chart import has_numbers
 from weightsmith.report.pictures import image_uri, is_small
-from weightsmith.report.plots import embedded
+from weightsmith.report.plots import effects_title
 from weightsmith.report.render import environment
-from weightsmith.report.words import Row, class_name, flat, layer_labels, number, part_title, percent
+from weightsmith.report.training import training_charts, training_summary
+from weightsmith.report.words import Row, class_name, flat, layer_labels, metric_title, number, part_title
 
 _MOST_CHANGED = 5
 """Cells named under a confusion matrix, for those who cannot see it."""
@@ -165,13 +167,7 @@ def _hashes(manifest: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _training(rows: Sequence[Row]) -> dict[str, Any] | None:
     if not rows:
         return None
-    best = plots.best_epoch(rows)
-    summary = f"{len(rows)} epoch{'' if len(rows) == 1 else 's'}."
-    if best is not None:
-        epoch, share = number(rows[best]["epoch"]), percent(number(rows[best]["val_accuracy"]))
-        summary += f" The best validation accuracy, {share}, was reached in epoch {epoch:g}; its weights are kept."
-    alt = f"Loss and accuracy by epoch on training and validation images. {summary}"
-    return {"figure": embedded(plots.training_curve(rows), alt, 60), "summary": summary, "rows": rows}
+    return {"summary": training_summary(rows), "charts": training_charts(rows)}
 
 
 def _layers(effects: Effects | None) -> dict[str, Any] | None:
@@ -179,15 +175,36 @@ def _layers(effects: Effects | None) -> dict[str, Any] | None:
         return None
     rows = effects.table()
     labels = layer_labels([row["layer"] for row in rows], [row["site"] for row in rows])
-    best = sorted(zip(rows, labels, strict=True), key=lambda pair: pair[0]["rank"])[:3]
-    title = plots.effects_title(effects)
-    largest = ", ".join(f"{label} ({row['mean']:.3f})" for row, label in best)
-    alt = f"Bar chart. {title}. Largest: {largest}."
     return {
-        "title": title,
-        "figure": embedded(plots.layer_importance(effects), alt, 64),
+        "title": effects_title(effects),
+        "bars": layer_importance_bars(effects),
         "rows": [{**row, "label": label} for row, label in zip(rows, labels, strict=True)],
     }
+
+
+def layer_importance_bars(effects: Effects) -> Bars | None:
+    """`layer_importance` with its values: the mean effect of each layer, its interval and rank; None without numbers."""
+    rows = effects.table()
+    labels = layer_labels([row["layer"] for row in rows], [row["site"] for row in rows])
+    by_number = all(label.isdigit() for label in labels)
+    points = [
+        Point(float(place), row["mean"], row["low"], row["high"], f"rank {row['rank']}")
+        for place, row in enumerate(rows)
+    ]
+    lines = [Line("", points)]
+    if not has_numbers(lines):
+        return None
+    return Bars(
+        title=effects_title(effects),
+        names=[f"layer {label}" for label in labels] if by_number else labels,
+        row_title="layer, counted from 0" if by_number else "place in the network",
+        value_title=f"mean effect ({metric_title(effects.metric)})",
+        lines=lines,
+        filled=True,
+        caption="The longer the bar, the more of the effect comes from that layer. The thin line is the 95% interval: where "
+        "two of them overlap widely, the order of the two layers is not certain.",
+        has_table=False,
+    )
 
 
 def _edits(batches: Sequence[EditedBatch], class_names: Sequence[str], share: int) -> Tabs | None:

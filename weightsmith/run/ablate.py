@@ -13,7 +13,7 @@ from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.files import user_path, write_csv, write_json, write_text
 from weightsmith.report.ablation_page import AblationInputs, build_ablation
 from weightsmith.run.ablate_lora import LoraAblation
-from weightsmith.run.ablate_replay import CURVE, ReplayAblation
+from weightsmith.run.ablate_replay import ReplayAblation
 from weightsmith.run.ablating import Ablation
 from weightsmith.run.benches import ImageBench
 from weightsmith.run.benching import batch_of
@@ -71,8 +71,6 @@ def ablate(options: AblateOptions) -> Outcome:
             way=way,
             summary=summary,
             notes=notes,
-            figures=found.figures,
-            curve=found.tables.get(CURVE, ()),
             tables=found.tables,
             failed=[(titled(trial.setting), trial.error) for trial in trials if trial.error],
             config=asdict(options),

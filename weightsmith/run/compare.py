@@ -192,8 +192,7 @@ def _write(
     write_csv(out / ROWS, rows)
     table = comparison_table(rows)
     write_csv(out / TABLE, [{name: _blank(value) for name, value in row.items()} for row in table])
-    figures = comparison_figures(rows)
-    for name, figure in figures.items():
+    for name, figure in comparison_figures(rows).items():
         report.save(figure, folder.figures / f"{name}.png")
     summary = _summary(bench, plan, rows)
     write_json(out / "summary.json", {"command": "compare", "summary": summary, "notes": list(plan.notes)})
@@ -202,7 +201,6 @@ def _write(
         title=f"{folder.path.name}: editing methods compared",
         summary=summary,
         notes=plan.notes,
-        figures=list(figures.items()),
         table=table,
         rows=rows,
         failed=[

@@ -7,6 +7,7 @@ from dataclasses import asdict, replace
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import user_path
 from weightsmith.measure.latency import LEAST_ROUNDS
+from weightsmith.report.evaluation_page import CLASSES
 from weightsmith.run.evaluation import FIGURE, METRICS, PAGE, TABLE, evaluated
 from weightsmith.run.options.evaluate import EvaluateOptions
 from weightsmith.run.outcome import Outcome
@@ -16,7 +17,7 @@ KIN = Kin(
     commands=("evaluate",),
     called="evaluate",
     another="another command",
-    results=(FIGURE, METRICS, TABLE, PAGE),
+    results=(FIGURE, METRICS, TABLE, CLASSES, PAGE),
     inside=("cells",),
     worth=("cells/*",),
     free=("output_dir", "tolerance", "batch_size"),

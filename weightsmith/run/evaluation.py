@@ -17,7 +17,7 @@ from weightsmith.files import write_csv, write_json, write_text
 from weightsmith.measure import Cost
 from weightsmith.models import Model
 from weightsmith.report.evaluation import evaluation_figure
-from weightsmith.report.evaluation_page import EvaluationInputs, Section, build_evaluation, evaluated_table
+from weightsmith.report.evaluation_page import CLASSES, EvaluationInputs, Section, build_evaluation, evaluated_table
 from weightsmith.run.cells import stored
 from weightsmith.run.contenders import contenders, held_out_of
 from weightsmith.run.folder import RunFolder
@@ -63,6 +63,7 @@ class Evaluated:
         by_class = self.found.by_class(self.class_names)
         write_json(out / METRICS, stored(dict(self.entries)))
         write_csv(out / TABLE, rows)
+        write_csv(out / CLASSES, self.found.class_rows(self.class_names))
         figure = evaluation_figure(rows, by_class, self.found.baseline)
         report.save(figure, out / FIGURE)
         inputs = EvaluationInputs(

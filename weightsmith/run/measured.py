@@ -31,6 +31,7 @@ from weightsmith.measure import Cost, Interval, Latency, Predictions, latencies
 from weightsmith.measure.sums import write_tensors
 from weightsmith.models import Model
 from weightsmith.run.cells import columns, key_of, told
+from weightsmith.run.tables import MANY
 
 _log = logging.getLogger(__name__)
 
@@ -171,6 +172,14 @@ class Measured:
         """The rows of `evaluation_metrics.csv`, one a model: value, low and high; "" stands for what is unknown."""
         return [self._row(name) for name in self.predictions]
 
+    def class_rows(self, class_names: tuple[str, ...]) -> list[dict[str, object]]:
+        """The rows of `class_accuracy.csv`, one for each class that is there and each model."""
+        return [
+            {"class": class_name, "model": name, "n": share.n, **columns(("accuracy",), {"accuracy": share})}
+            for class_name, shares in self.by_class(class_names)
+            for name, share in shares.items()
+        ]
+
     def _row(self, name: str) -> dict[str, object]:
         cost, front = self.costs[name], self.front()
         row: dict[str, object] = {"model": name, "baseline": name == self.baseline, "pareto": name in front}
@@ -200,7 +209,7 @@ class Measured:
             "measures": measures,
             "calibration": {"expected_error": self.confidence[name].calibration_error, "bins": 15, "widths": "equal"},
             "class_accuracy": classes,
-            "confusion": scores.confusion.tolist(),
+            "confusion": _counts(scores.confusion),
             "latency": {str(size): self._latency(name, size) for size in self.times[name]},
             "parameters": cost.parameters,
             "macs": cost.macs,
@@ -229,6 +238,16 @@ class Measured:
             for label, class_name in enumerate(class_names)
             if found[self.baseline][label].n
         ]
+
+
+def _counts(confusion: np.ndarray) -> list[list[int]] | dict[str, list[int]]:
+    """Rows of counts; of more than `MANY` classes only the cells that occur, for a hundred million would be noughts."""
+    if len(confusion) <= MANY:
+        rows: list[list[int]] = confusion.tolist()
+        return rows
+    true, predicted = np.nonzero(confusion)
+    found = {"true": true, "predicted": predicted, "count": confusion[true, predicted]}
+    return {name: values.tolist() for name, values in found.items()}
 
 
 def _entry(found: Interval) -> dict[str, Any]:

@@ -53,7 +53,11 @@ def confusion_rows(part: str, reports: dict[str, EditReport]) -> list[dict[str, 
     Of more than `MANY` classes only the pairs that occur have a row.
     """
     tables = {"before": next(iter(reports.values())).scores_before.confusion}
-    tables |= {method: result.scores_after.confusion for method, result in reports.items()}
+    return count_rows(part, tables | {method: result.scores_after.confusion for method, result in reports.items()})
+
+
+def count_rows(part: str, tables: Mapping[str, np.ndarray]) -> list[dict[str, object]]:
+    """Rows of `confusion_matrix.csv` from the counts of each state. See `confusion_rows`."""
     return [
         {
             "part": part,

@@ -6,13 +6,13 @@ For curves over a coefficient, forgetting curves, frontiers and Pareto plots, wi
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from itertools import pairwise
-from typing import ClassVar, Literal
+from typing import ClassVar
 
 from weightsmith.errors import WeightsmithError
+from weightsmith.report.parts.axes import Axis, apart, ends_of, scaled, tick_label, ticks_of, told_number
 from weightsmith.report.parts.blocks import Block
 from weightsmith.report.words import Row, number
 
@@ -26,16 +26,14 @@ COLOURS = 7
 MOST_POINTS = 1_500
 """Points that one chart draws; longer lines are thinned."""
 
-_MARKS = (
+MARKS = (
     "M-4 0a4 4 0 1 0 8 0a4 4 0 1 0-8 0Z",  # a disc
     "M-3.6-3.6H3.6V3.6H-3.6Z",
     "M0-4.8L4.6 3.4H-4.6Z",
     "M0-5L5 0L0 5L-5 0Z",
     "M0 4.8L4.6-3.4H-4.6Z",
 )
-_DASHES = ("", "7 4", "2 3", "9 3 2 3")
-
-Axis = Literal["linear", "log2", "log10"]
+DASHES = ("", "7 4", "2 3", "9 3 2 3")
 
 
 @dataclass(frozen=True)
@@ -45,6 +43,7 @@ class Point:
     Attributes:
         x, y: where it is; low, high: bounds of its interval, NaN where there is none.
         told: its name, before the numbers; chosen: has a ring around it.
+        each: the values that it is the mean of, drawn small.
     """
 
     x: float
@@ -53,6 +52,7 @@ class Point:
     high: float = math.nan
     told: str = ""
     chosen: bool = False
+    each: Sequence[float] = ()
 
     @classmethod
     def of(cls, row: Row, x: str, y: str, told: str = "", chosen: bool = False) -> Point:
@@ -99,7 +99,7 @@ class Chart(Block):
         title: above it.
         x_title, y_title: of the axes, with units.
         lines, levels: what is drawn.
-        chosen: what a ring means; "" where none is chosen.
+        chosen: what a ring means; "" where none is chosen. each: what the small circles are.
         x_axis, y_axis: scales; x_ticks: where ticks must be, empty to have them found.
         x_percent, y_percent: whether the values are shares, told in percent.
         y_range: ends of the axis; None fits it to what is drawn.
@@ -113,6 +113,7 @@ class Chart(Block):
     lines: Sequence[Line]
     levels: Sequence[Level] = field(default_factory=tuple)
     chosen: str = ""
+    each: str = "single values"
     x_axis: Axis = "linear"
     y_axis: Axis = "linear"
     x_ticks: Sequence[float] = ()
@@ -158,19 +159,23 @@ class Chart(Block):
 
     @cached_property
     def across(self) -> list[tuple[str, float, str]]:
-        """Name, height and dash of each level."""
-        return [(level.name, self._y(level.y), _DASHES[1 + i % 3]) for i, level in enumerate(self.levels)]
+        """Name with its value, height and dash of each level that has a value."""
+        return [
+            (f"{level.name}: {told_number(level.y, self.y_percent)}", self._y(level.y), DASHES[1 + i % 3])
+            for i, level in enumerate(self.levels)
+            if math.isfinite(level.y)
+        ]
 
     @cached_property
     def ticks(self) -> tuple[list[tuple[float, str]], list[tuple[float, str]]]:
         """Place and label of the ticks of both axes."""
         (left, right), (low, high) = self._x_ends, self._y_ends
-        x_ticks = [spot for spot in self.x_ticks if left <= spot <= right] or _ticks(left, right, self.x_axis)
-        y_ticks = _ticks(low, high, self.y_axis)
-        x_ticks = _apart(x_ticks, self._x, 44)
+        x_ticks = [spot for spot in self.x_ticks if left <= spot <= right] or ticks_of(left, right, self.x_axis)
+        y_ticks = ticks_of(low, high, self.y_axis)
+        x_ticks = apart(x_ticks, self._x, 44)
         return (
-            [(self._x(spot), _label(spot, x_ticks, self.x_percent)) for spot in x_ticks],
-            [(self._y(spot), _label(spot, y_ticks, self.y_percent)) for spot in y_ticks],
+            [(self._x(spot), tick_label(spot, x_ticks, self.x_percent)) for spot in x_ticks],
+            [(self._y(spot), tick_label(spot, y_ticks, self.y_percent)) for spot in y_ticks],
         )
 
     @cached_property
@@ -184,9 +189,9 @@ class Chart(Block):
         ]
 
     @property
-    def has_chosen(self) -> bool:
-        """Whether a point has a ring."""
-        return any(point.chosen for line in self.lines for point in line.points)
+    def keys(self) -> list[tuple[str, str]]:
+        """What rings and small circles mean, as far as there are any: kind and words."""
+        return keys_of(self.lines, self.chosen, self.each)
 
     def _drawn(self, line: Line, look: int) -> Drawn:
         points = [point for point in _thinned(line.points) if self._finite(point)]
@@ -198,14 +203,15 @@ class Chart(Block):
                 None if math.isnan(point.high) else round(self._y(point.high), 1),
                 self._told(line, point),
                 point.chosen,
+                tuple(round(self._y(value), 1) for value in point.each if math.isfinite(value)),
             )
             for point in points
         ]
         return Drawn(
             name=line.name,
             look="quiet" if line.quiet else f"c{look % COLOURS}",
-            mark="" if line.quiet else _MARKS[look % len(_MARKS)],
-            dash=_DASHES[line.dash % len(_DASHES)],
+            mark="" if line.quiet else MARKS[look % len(MARKS)],
+            dash=DASHES[line.dash % len(DASHES)],
             join=("H{x}V{y}" if line.steps else "L{x} {y}") if line.joined else "",
             spots=spots,
         )
@@ -216,13 +222,13 @@ class Chart(Block):
         told = f"{name}: {self.y_title} {y}" if name else f"{self.y_title} {y}"
         told += f" ({bounds})" if bounds else ""
         told += f" at {self.x_title} {x}"
-        return told + (f"; {self.chosen or 'chosen'}" if point.chosen else "")
+        return told + more_told(point, self.chosen, self.each, self.y_percent)
 
     def _values(self, point: Point) -> tuple[str, str, str]:
         bounds = ""
         if not math.isnan(point.low) and not math.isnan(point.high):
-            bounds = f"{_number(point.low, self.y_percent)} to {_number(point.high, self.y_percent)}"
-        return _number(point.x, self.x_percent), _number(point.y, self.y_percent), bounds
+            bounds = f"{told_number(point.low, self.y_percent)} to {told_number(point.high, self.y_percent)}"
+        return told_number(point.x, self.x_percent), told_number(point.y, self.y_percent), bounds
 
     def _finite(self, point: Point) -> bool:
         above = (self.x_axis == "linear" or point.x > 0) and (self.y_axis == "linear" or point.y > 0)
@@ -230,7 +236,7 @@ class Chart(Block):
 
     @cached_property
     def _x_ends(self) -> tuple[float, float]:
-        return _ends([p.x for line in self.lines for p in line.points if self._finite(p)], self.x_axis, 0.04)
+        return ends_of([p.x for line in self.lines for p in line.points if self._finite(p)], self.x_axis, 0.04)
 
     @cached_property
     def _y_ends(self) -> tuple[float, float]:
@@ -241,24 +247,24 @@ class Chart(Block):
             for line in self.lines
             for p in line.points
             if self._finite(p)
-            for value in (p.y, p.low, p.high)
+            for value in (p.y, p.low, p.high, *p.each)
             if math.isfinite(value) and (self.y_axis == "linear" or value > 0)
         ]
-        return _ends([*values, *(level.y for level in self.levels if math.isfinite(level.y))], self.y_axis, 0.06)
+        return ends_of([*values, *(level.y for level in self.levels if math.isfinite(level.y))], self.y_axis, 0.06)
 
     def _x(self, value: float) -> float:
         left, _, right, _ = self.frame
-        return _scaled(value, self._x_ends, self.x_axis, left, right)
+        return scaled(value, self._x_ends, self.x_axis, left, right)
 
     def _y(self, value: float) -> float:
         _, top, _, bottom = self.frame
         low, high = self._y_ends
-        return _scaled(min(max(value, low), high), self._y_ends, self.y_axis, bottom, top)
+        return scaled(min(max(value, low), high), self._y_ends, self.y_axis, bottom, top)
 
 
 @dataclass(frozen=True)
 class Spot:
-    """A point as it is drawn: its place, the ends of its interval, what it says, and whether it has a ring."""
+    """A point as it is drawn: its place, the ends of its interval, what it says, whether it has a ring, and its circles."""
 
     x: float
     y: float
@@ -266,6 +272,7 @@ class Spot:
     high: float | None
     told: str
     chosen: bool
+    each: tuple[float, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -297,68 +304,26 @@ def chosen_at(line: Line, x: float) -> Line:
     return replace(line, points=[replace(point, chosen=point.x == x) for point in line.points])
 
 
+def has_numbers(lines: Sequence[Line]) -> bool:
+    """Whether there is anything to draw."""
+    return any(math.isfinite(point.x) and math.isfinite(point.y) for line in lines for point in line.points)
+
+
+def more_told(point: Point, chosen: str, each: str, percent: bool) -> str:
+    """What a point says behind its value: what it is the mean of, and that it was chosen."""
+    told = f"; {each} {', '.join(told_number(value, percent) for value in point.each)}" if point.each else ""
+    return told + (f"; {chosen or 'chosen'}" if point.chosen else "")
+
+
+def keys_of(lines: Sequence[Line], chosen: str, each: str) -> list[tuple[str, str]]:
+    """Rows of a legend for the signs on points: kind of the sign, and what it means."""
+    points = [point for line in lines for point in line.points]
+    ringed = [("ring", chosen)] if chosen and any(point.chosen for point in points) else []
+    return ringed + ([("each", each)] if any(point.each for point in points) else [])
+
+
 def _thinned(points: Sequence[Point]) -> Sequence[Point]:
     if len(points) <= MOST_POINTS:
         return points
     step = -(-len(points) // MOST_POINTS)
     return [point for place, point in enumerate(points) if place % step == 0 or point.chosen]
-
-
-def _ends(values: Sequence[float], axis: Axis, room: float) -> tuple[float, float]:
-    """Ends of an axis, with some room; an axis of one value has room as well."""
-    low, high = min(values), max(values)
-    if axis == "linear":
-        apart = (high - low) or abs(high) * 0.1 or 1.0
-        return low - room * apart, high + room * apart
-    base = 2.0 if axis == "log2" else 10.0
-    apart = math.log(high / low, base) or 1.0
-    return low * base ** (-room * apart - 0.02), high * base ** (room * apart + 0.02)
-
-
-def _scaled(value: float, ends: tuple[float, float], axis: Axis, first: float, last: float) -> float:
-    low, high = ends
-    if axis != "linear":
-        value, low, high = (math.log(max(number, 1e-300)) for number in (value, low, high))
-    return first + (value - low) / (high - low) * (last - first)
-
-
-def _ticks(low: float, high: float, axis: Axis) -> list[float]:
-    from matplotlib.ticker import LogLocator, MaxNLocator  # not before something is drawn
-
-    if axis == "linear":
-        locator: MaxNLocator | LogLocator = MaxNLocator(nbins=6, steps=[1, 2, 2.5, 5, 10])
-    elif axis == "log2":
-        locator = LogLocator(base=2, numticks=9)
-    else:
-        locator = LogLocator(base=10, subs=(1, 2, 5), numticks=9)
-    return [float(spot) for spot in locator.tick_values(low, high) if low <= spot <= high]
-
-
-def _apart(spots: Sequence[float], place: Callable[[float], float], least: float) -> list[float]:
-    """The ticks whose labels do not run into each other."""
-    found: list[float] = []
-    for spot in sorted(spots):
-        if not found or place(spot) - place(found[-1]) >= least:
-            found.append(spot)
-    return found
-
-
-def _label(value: float, among: Sequence[float], percent: bool) -> str:
-    factor = 100 if percent else 1
-    steps = [abs(b - a) * factor for a, b in pairwise(among)]
-    least = min((step for step in steps if step > 0), default=abs(value * factor) or 1.0)
-    decimals = min(max(0, -math.floor(math.log10(least) + 1e-9)), 6)
-    if abs(value * factor) >= 1e5 or decimals == 6:
-        return f"{value * factor:.3g}"
-    # A quarter needs two decimals though its size is of the first.
-    text = f"{round(value * factor, decimals + 1) + 0.0:.{decimals + 1}f}"
-    text = text.rstrip("0").rstrip(".")
-    return text.replace("-", "−") + ("%" if percent else "")
-
-
-def _number(value: float, percent: bool) -> str:
-    if not math.isfinite(value):
-        return "n/a"
-    if percent:
-        return f"{round(100 * value, 1) + 0.0:.1f}%".replace("-", "−")
-    return f"{value:.4g}".replace("-", "−")

@@ -12,6 +12,7 @@ from weightsmith.circuit import Shape
 from weightsmith.errors import WeightsmithError, near_path
 from weightsmith.files import user_path
 from weightsmith.report.compression import compressed_table
+from weightsmith.report.evaluation_page import CLASSES
 from weightsmith.run.compress.baseline import MODELS, baseline_of, baseline_place, resolved, trains
 from weightsmith.run.compress.goals import Goal, check_goals, goals_of, within_reach
 from weightsmith.run.compress.models import Workshop
@@ -30,7 +31,7 @@ _FIXED = (
     "weight_decay", "augment", "label_smoothing", "checkpoint", "baseline_name",
 )  # fmt: skip
 """Options of which a run has one value: those of its data and its baseline. Each smaller model keeps its own."""
-_EVALUATION = (FIGURE, METRICS, TABLE, PAGE, *FILES)
+_EVALUATION = (FIGURE, METRICS, TABLE, CLASSES, PAGE, *FILES)
 
 
 def compress(options: CompressOptions) -> Outcome:
