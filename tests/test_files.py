@@ -219,3 +219,15 @@ def test_a_header_that_is_no_object_is_told(tmp_path: Path) -> None:
     save_file({"a": torch.zeros(1)}, tmp_path / "f", metadata={"weightsmith": "[]"})
     with pytest.raises(WeightsmithError):
         read_tensors(tmp_path / "f", "weightsmith-delta-1")
+
+
+def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells" / ".a.json.123.0011aabb.tmp").write_text("half")
+    (tmp_path / ".model.x7.tmp").mkdir()
+    (tmp_path / ".model.x7.tmp" / "weights").write_text("half")
+    kept = [tmp_path / "cells" / "a.json", tmp_path / "a.tmp", tmp_path / ".lock"]
+    for path in kept:
+        path.write_text("whole")
+    files.sweep(tmp_path)
+    assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)

@@ -121,6 +121,12 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
         _note(target)
 
 
+def sweep(folder: Path) -> None:
+    """Remove what killed processes left half-written below a folder that this process has for itself."""
+    for left in sorted(folder.rglob(".*.tmp")):
+        remove(left)
+
+
 def write_text(target: Path | str, text: str) -> None:
     """Write UTF-8 text atomically."""
     with atomic_path(target) as temporary:

@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from weightsmith.errors import WeightsmithError, did_you_mean
-from weightsmith.files import explained, remove, user_path, write_json, write_text
+from weightsmith.files import explained, remove, sweep, user_path, write_json, write_text
 from weightsmith.run.options.correct import STAGE_NAMES, RunOptions
 from weightsmith.run.options.files import to_yaml
 from weightsmith.run.options.folder import FolderOptions
@@ -61,7 +61,11 @@ class RunFolder:
 
     @contextmanager
     def in_use(self, remedy: str = "wait for it, or give another --run-name") -> Iterator[None]:
-        """Keep other processes out of this run. Raises `WeightsmithError`, with the remedy, when one is in it."""
+        """Keep other processes out of this run, and remove what a killed one left half-written.
+
+        Raises:
+            WeightsmithError: another process is in it; with the remedy.
+        """
         with explained(self.path):
             self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock")
@@ -70,6 +74,7 @@ class RunFolder:
         except Timeout as error:
             raise WeightsmithError(f"another process is working on {self.path}: {remedy}") from error
         try:
+            sweep(self.path)
             yield
         finally:
             lock.release()
