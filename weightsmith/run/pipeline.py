@@ -15,7 +15,7 @@ from rich.console import RenderableType
 from weightsmith import __version__, report
 from weightsmith.edit import editors
 from weightsmith.effects import Effects
-from weightsmith.errors import WeightsmithError, did_you_mean
+from weightsmith.errors import WeightsmithError, did_you_mean, near_path
 from weightsmith.files import read_csv, user_path
 from weightsmith.run.editing import AUTO, check_layer_flags
 from weightsmith.run.folder import RunFolder, new_name, require_run
@@ -154,6 +154,10 @@ def check_options(options: RunOptions) -> None:
         raise WeightsmithError("--edit-method needs one or more different methods, such as `alphaedit head`")
     if AUTO not in options.edit_method:
         check_layer_flags(options.edit_method, edit_layers=options.edit_layers, layers_from=options.layers_from)
+    if options.layers_from is not None and not (place := user_path(options.layers_from)).exists():
+        raise WeightsmithError(
+            f"--layers-from {options.layers_from} is not there: give a run of locate trace or patch{near_path(place)}"
+        )
     positive = {
         "--max-edits": options.max_edits,
         "--max-samples": options.max_samples,
