@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from itertools import chain
 from typing import Any, Literal
 
-from weightsmith.errors import WeightsmithError, did_you_mean
+from weightsmith.errors import WeightsmithError, did_you_mean, perhaps
 
 UNIT_KINDS = ("block", "attn", "mlp", "head", "neurons")
 """A whole block, its attention sublayer, its MLP sublayer, one head, a group of the MLP's neurons."""
@@ -136,7 +136,10 @@ class Unit:
         """The unit that prints as this text. Raises `WeightsmithError` where none does."""
         match = _UNIT.fullmatch(text)
         if match is None:
-            raise WeightsmithError(f"{text!r} names no unit: write block[3], attn[3], head[3,5] or neurons[3,0-15]")
+            meant = perhaps(text.partition("[")[0], UNIT_KINDS)
+            raise WeightsmithError(
+                f"{text!r} names no unit: write block[3], attn[3], head[3,5] or neurons[3,0-15]{meant}"
+            )
         return cls(match["kind"], int(match["layer"]), _members(match["members"] or ""))
 
 

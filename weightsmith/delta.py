@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from weightsmith.adapters import Adapter, read_adapter, transposed_weights, write_adapter
-from weightsmith.errors import WeightsmithError, WrongWeightsError
+from weightsmith.errors import WeightsmithError, WrongWeightsError, perhaps
 from weightsmith.factors import Change, Dense, LowRank, factored, joined
 from weightsmith.files import atomic_path, read_tensors, understood
 
@@ -177,6 +177,7 @@ class Delta:
             if name not in parameters:
                 raise WeightsmithError(
                     f"the model has no parameter {name!r} that this delta changes: load the model it was made for"
+                    f"{perhaps(name, parameters)}"
                 )
             if tuple(parameters[name].shape) != change.shape:
                 raise WeightsmithError(

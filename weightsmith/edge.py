@@ -5,12 +5,15 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import WeightsmithError, perhaps
 
 PROJECTIONS = ("q", "k", "v")
 """What a head reads the stream for: its queries, its keys, its values."""
 
 _NODE = re.compile(r"(?P<kind>[a-z]+)(\[(?P<layer>\d{1,7})(,(?P<head>\d{1,7}))?\])?(\.(?P<reads>[a-z]+))?")
+
+
+_KINDS = ("embed", "head", "mlp", "logits")
 
 
 @dataclass(frozen=True)
@@ -43,7 +46,7 @@ class Node:
         if wanted.get(self.kind) != given or min(self.layer or 0, self.head or 0) < 0 or not projection:
             raise WeightsmithError(
                 f"{self} is no part of a network: write embed, head[0,1], mlp[2] or logits, and head[0,1].q, .k or .v where "
-                "a head reads"
+                f"a head reads{perhaps(self.kind, _KINDS)}"
             )
 
     def __str__(self) -> str:
@@ -55,7 +58,10 @@ class Node:
         """The node that prints as this text. Raises `WeightsmithError` where none does."""
         match = _NODE.fullmatch(text)
         if match is None:
-            raise WeightsmithError(f"{text!r} names no part of a network: write embed, head[0,1], mlp[2] or logits")
+            meant = perhaps(text.partition("[")[0], _KINDS)
+            raise WeightsmithError(
+                f"{text!r} names no part of a network: write embed, head[0,1], mlp[2] or logits{meant}"
+            )
         layer, head = (None if match[name] is None else int(match[name]) for name in ("layer", "head"))
         return cls(match["kind"], layer, head, match["reads"])
 

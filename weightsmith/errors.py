@@ -42,6 +42,16 @@ def closest(name: str, known: Iterable[str]) -> str | None:
     return alike.get(found[0], found[0]) if found else None
 
 
+def perhaps(name: str, known: Iterable[str]) -> str:
+    """A sentence part that ends a message with the known name that was meant; "" where none is near.
+
+    >>> perhaps("brids", ["birds", "cars"])
+    "; did you mean 'birds'?"
+    """
+    found = closest(name, known)
+    return f"; did you mean {found!r}?" if found and found != name else ""
+
+
 def near_path(path: Path) -> str:
     """A sentence part that proposes what lies where a file or folder is not, and has nearly its name; "" where none does.
 

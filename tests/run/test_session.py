@@ -110,7 +110,7 @@ def test_kin_may_replace_each_other_and_nobody_else(tmp_path: Path) -> None:
 def test_options_of_another_kind_are_refused(tmp_path: Path) -> None:
     run = write(tmp_path)
     (run / "config.yaml").write_text("colour: blue\n")
-    with pytest.raises(WeightsmithError, match="what another way to write measured"):
+    with pytest.raises(WeightsmithError, match=r"is of another way to write, .*names colour and lacks seed"):
         write(tmp_path, resume=True)
 
 

@@ -70,7 +70,6 @@ COMMANDS = (
         options="correct:BaselineOptions",
         does="weightsmith.run.baseline:baseline",
         plans=f"{_FORECAST}.correct:baseline",
-        resumes=False,
     ),
     Command(
         name="compress",

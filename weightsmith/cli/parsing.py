@@ -189,20 +189,18 @@ def _as_asked(stored: Path, base: Any) -> Any:
     from weightsmith.run.options.files import read_yaml
 
     again: dict[str, Any] = {"resume": False, "overwrite": False, "timestamp": False, "config": None}
-    if isinstance(base, RunOptions):
-        again["stage"] = "full"
-    elif not _fits(stored, base):
-        return base  # it is of another command, which is told later
-    if isinstance(base, ArtificialOptions):
+    if not _fits(stored, base):
+        return base  # it is of another command or version, which is told later
+    if isinstance(base, RunOptions | ArtificialOptions):
         again["stage"] = "full"
     if isinstance(base, CompressOptions):
         again |= {"mode": "full", "skip_training": False}
     try:
         return replace(read_yaml(stored, base), **again)
     except WeightsmithError as error:
-        why = str(error).removeprefix(f"--config {stored} ")
+        why = str(error).removeprefix(f"--config {stored}").lstrip(": ")
         raise WeightsmithError(
-            f"{stored} is of another version of weightsmith, or was changed (it {why}): give another --run-name, or correct it"
+            f"{stored} is of another version of weightsmith, or was changed ({why}): give another --run-name, or correct it"
         ) from error
 
 

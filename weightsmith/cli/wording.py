@@ -39,10 +39,9 @@ def usage_error(said: str, name: str, kind: type[Any]) -> UsageError:
         return UsageError(_unknown(unknown[1], name, kind, more))
     choice = re.search(r"invalid choice '(.*?)' for argument '(.*?)'\. Expected one of \((.*?),?\)\.", text)
     if choice:
-        known = re.findall(r"'(.*?)'", choice[3])
-        return UsageError(
-            f"{choice[2]} {choice[1]} is unknown: {did_you_mean(choice[1], [one for one in known if one != 'None'])}"
-        )
+        known = [one for one in re.findall(r"'(.*?)'", choice[3]) if one != "None"]
+        where = choice[2].removeprefix("options.")  # a word without a flag, such as the form of `export`
+        return UsageError(f"{where} {choice[1]} is unknown: {did_you_mean(choice[1], known)}")
     missing = re.search(r"Missing value for argument '(.*?)'", text)
     if missing:
         return UsageError(f"{missing[1]} has no value behind it: give one, or leave it out")

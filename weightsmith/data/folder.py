@@ -15,7 +15,7 @@ from weightsmith.data.decode import decoded
 from weightsmith.data.images import ImageSet
 from weightsmith.data.npz import PARTS
 from weightsmith.data.split import Source
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import WeightsmithError, perhaps
 from weightsmith.files import cause_of, user_path
 
 ENDINGS = (".png", ".jpg", ".jpeg", ".bmp", ".tif", ".tiff", ".webp", ".gif")
@@ -169,7 +169,7 @@ def _check_classes(root: Path, files: dict[str, dict[str, list[str]]]) -> tuple[
             if name not in class_names:
                 raise WeightsmithError(
                     f"class {name!r} of the {part} folder of {root} is not in its train folder: "
-                    "add train images of it, or remove or rename it"
+                    f"add train images of it, or remove or rename it{perhaps(name, class_names)}"
                 )
             if not paths:
                 raise WeightsmithError(

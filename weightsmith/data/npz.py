@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from weightsmith.data.download import fetch_command
-from weightsmith.errors import WeightsmithError, near_path
+from weightsmith.errors import WeightsmithError, near_path, perhaps
 from weightsmith.files import CHUNK, cause_of, disk_is_full, replacing
 from weightsmith.progress import progress
 
@@ -141,6 +141,7 @@ def _members(path: Path, archive: zipfile.ZipFile) -> dict[str, zipfile.ZipInfo]
         there = ", ".join(sorted(found)) or "none"
         raise WeightsmithError(
             f"{path} lacks {', '.join(missing)} (arrays there: {there}): write a file with {_EXPECTED}"
+            f"{perhaps(missing[0], sorted(found.keys() - set(sum(needed, ()))))}"
         )
     return {key: found[key] for pair in needed for key in pair}
 

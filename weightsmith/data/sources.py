@@ -17,7 +17,7 @@ from weightsmith.data.npz import PARTS, fingerprint, open_npz
 from weightsmith.data.parquet import holds_parquet, parquet
 from weightsmith.data.split import Source, from_arrays
 from weightsmith.data.tiny_imagenet import inside, is_tiny_imagenet, tiny_imagenet
-from weightsmith.errors import WeightsmithError, closest, near_path
+from weightsmith.errors import WeightsmithError, near_path, perhaps
 from weightsmith.files import default_cache_dir, user_path
 
 FORMS = (
@@ -187,6 +187,5 @@ def _open(spec: str, image_size: int | None, cache_dir: Path | None, flag: str, 
         raise WeightsmithError(f"{flag} {spec} is an archive: unpack it and give the folder that it holds")
     command = fetch_command(user_path(DEFAULT_FOLDER) / f"{spec}.npz")
     hint = f"; {command} fetches that set as a file" if command else ""
-    near = closest(spec, _BUILT_IN)
-    meant = f"; did you mean {near!r}?" if near else near_path(path) if spec else ""
+    meant = perhaps(spec, _BUILT_IN) or (near_path(path) if spec else "")
     raise WeightsmithError(f"{flag} {spec!r} is no data set: give {FORMS}{hint}{meant}")

@@ -13,7 +13,7 @@ from PIL import Image
 from weightsmith.data.decode import bombs_refused
 from weightsmith.data.folder import class_files, files_fingerprint, image_files, of_files
 from weightsmith.data.split import Source
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import WeightsmithError, perhaps
 from weightsmith.files import cause_of, user_path
 
 _CLASSES, _WORDS, _TABLE = "wnids.txt", "words.txt", "val_annotations.txt"
@@ -113,6 +113,7 @@ def _sorted_rows(place: Path, wnids: tuple[str, ...], whole: bool = False) -> Ro
     if strange:
         raise WeightsmithError(
             f"{place} has a folder {strange[0]} and {_CLASSES} no such class: add it there or remove the folder"
+            f"{perhaps(strange[0], wnids)}"
         )
     missing = [wnid for wnid in wnids if wnid not in found]
     if missing and whole:
@@ -178,7 +179,7 @@ def _annotations(file: Path, wnids: tuple[str, ...]) -> dict[str, int]:
         if wnid not in number_of:
             raise WeightsmithError(
                 f"line {number} of {file} gives {name} the class {wnid}, which is not in {_CLASSES}: add it there, or "
-                "correct the line"
+                f"correct the line{perhaps(wnid, number_of)}"
             )
         if name in labels:
             raise WeightsmithError(f"line {number} of {file} names {name} a second time: remove one of the two")

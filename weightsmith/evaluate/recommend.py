@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.measure import Interval
 
 Difference = Callable[[str, str], Interval]
@@ -78,7 +78,7 @@ def recommend(
     """
     by_name = {one.name: one for one in candidates}
     if baseline not in by_name:
-        raise WeightsmithError(f"the baseline {baseline} is none of the models: name one of {', '.join(by_name)}")
+        raise WeightsmithError(f"the baseline {baseline} is none of the models: {did_you_mean(baseline, by_name)}")
     return (
         _most_accurate(candidates, change),
         _fastest(candidates, by_name[baseline], tolerance, change, ratio),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.models import Model
 from weightsmith.site import Site
 
@@ -93,7 +93,7 @@ def targets(
     wrong = [kind for kind in sever if kind not in SEVERABLE or kind not in model.family.sites]
     if wrong:
         there = [kind for kind in SEVERABLE if kind in model.family.sites]
-        named = f"give {' or '.join(there)}" if there else f"a {model.family.title} has no such paths"
+        named = did_you_mean(wrong[0], there) if there else f"a {model.family.title} has no such paths, leave it out"
         raise WeightsmithError(f"--sever {wrong[0]} cannot be severed: {named}")
     found: list[Target] = []
     for index, site in enumerate(sites):
@@ -138,7 +138,7 @@ def _write(model: Model, site: Site, tokens: int, reduce: bool) -> Write:
     bound = model.bind(site)
     if not bound.writable or site.layer is None or site.kind not in ORDER:
         raise WeightsmithError(
-            f"{site} cannot be restored: give a site of {', '.join(kind for kind in ORDER if kind in model.family.sites)}"
+            f"{site} cannot be restored: {did_you_mean(site.kind, [kind for kind in ORDER if kind in model.family.sites])}"
         )
     if bound.tokens is None:
         rows = _all(tokens)

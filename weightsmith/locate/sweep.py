@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from weightsmith.effects import Effects
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.locate.cases import UNDECIDED, Cases, PromptCases
 from weightsmith.locate.hook_lanes import HookLanes
 from weightsmith.locate.lanes import Batch, Lanes
@@ -65,7 +65,7 @@ class Sweep:
             WeightsmithError: a metric that was not measured.
         """
         if metric not in self.restored:
-            raise WeightsmithError(f"{metric} was not measured: the sweep has {', '.join(self.restored)}")
+            raise WeightsmithError(f"{metric} was not measured: {did_you_mean(metric, self.restored)}")
         info = self.info | {
             "clean": self.clean[metric].tolist(),
             "corrupted": self.corrupted[metric].tolist(),

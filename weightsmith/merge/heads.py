@@ -35,7 +35,8 @@ class HeadPolicy:
             return cls(text)  # type: ignore[arg-type]
         word, _, number = text.partition(":")
         if word != "take" or not number.isdecimal():
-            raise WeightsmithError(f"--head {text} is not understood: give merge, base, skip or take:I, take:0 say")
+            meant = did_you_mean(text, ["merge", "base", "skip", "take:0"])
+            raise WeightsmithError(f"--head {text} is not understood, any I is good in take:I: {meant}")
         if int(number) >= models:
             raise WeightsmithError(
                 f"--head {text} names no model: --models has {models}, counted from 0; give one of these"

@@ -101,8 +101,11 @@ class _Reading:
         self._told(method, shared, options)
         dtype = self.entries.get("out_dtype") or self.entries.get("dtype")
         if dtype is not None:
-            if dtype not in ("float32", "float16", "bfloat16"):
-                raise WeightsmithError(f"{self.where} asks for the dtype {dtype}: give float32, float16 or bfloat16")
+            known = ("float32", "float16", "bfloat16")
+            if dtype not in known:
+                raise WeightsmithError(
+                    f"{self.where} asks for the dtype {dtype}, which is not supported: {did_you_mean(str(dtype), known)}"
+                )
             options["dtype"] = dtype
         return Recipe(options, tuple(self.notes))
 

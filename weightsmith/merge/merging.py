@@ -14,7 +14,7 @@ import numpy as np
 import xxhash
 
 from weightsmith import __version__
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.files import atomic_folder, user_path, write_json
 from weightsmith.merge.beside import copy_beside
 from weightsmith.merge.checkpoint import Checkpoint
@@ -285,9 +285,10 @@ class Merge:
 def _kind(dtype: str | None) -> Kind | None:
     if dtype is None:
         return None
-    if dtype not in ("float32", "float16", "bfloat16"):
+    known = ("float32", "float16", "bfloat16")
+    if dtype not in known:
         raise WeightsmithError(
-            f"--dtype {dtype} is not known: give float32, float16 or bfloat16, or leave it out for the base's"
+            f"--dtype {dtype} is not known, leave it out for the base's: {did_you_mean(dtype, known)}"
         )
     return BY_TORCH_NAME[dtype]
 

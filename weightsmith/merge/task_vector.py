@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from weightsmith.delta import Change, Delta, Dense, HasModule, stepped
-from weightsmith.errors import WeightsmithError, did_you_mean
+from weightsmith.errors import WeightsmithError, did_you_mean, perhaps
 from weightsmith.merge.checkpoint import Checkpoint
 from weightsmith.merge.vectors.operations import MODES, OPERATIONS, Guards, is_relative
 from weightsmith.merge.vectors.walk import Walk, check_numbers, shared
@@ -226,6 +226,7 @@ class TaskVector:
                 raise WeightsmithError(
                     f"{w.name} has no tensor {name!r} that this task vector changes: give a model of the same architecture, "
                     "as a path where the vector was made of paths, in memory where it was made of networks in memory"
+                    f"{perhaps(name, w.names)}"
                 )
             if w.shape(name) != change.shape:
                 raise WeightsmithError(

@@ -12,7 +12,7 @@ from typing import Any, Literal
 
 from torch import nn
 
-from weightsmith.errors import UnknownArchitectureError, WeightsmithError, did_you_mean
+from weightsmith.errors import UnknownArchitectureError, WeightsmithError, did_you_mean, perhaps
 from weightsmith.site import KINDS
 
 _HOW_TO_ADD = (
@@ -223,7 +223,8 @@ class Family:
         missing = [path for path in named if path not in there]
         if missing:
             raise WeightsmithError(
-                f"the family table {self.name!r} does not fit {type(module).__name__}: it has no module {missing[0]!r}"
+                f"the family table {self.name!r} does not fit {type(module).__name__}: it has no module {missing[0]!r}, "
+                f"so correct the table, or leave `family` out{perhaps(missing[0], there)}"
             )
 
 

@@ -20,7 +20,7 @@ from weightsmith.models import Model, registered_by, save, wrapper_of
 from weightsmith.report.baseline_page import CLASSES, BaselineInputs, build_baseline
 from weightsmith.run.cards import licence_of
 from weightsmith.run.cells import columns
-from weightsmith.run.folder import RunFolder, existing_runs, new_name
+from weightsmith.run.folder import RunFolder
 from weightsmith.run.job import (
     TRAIN_DEFAULTS,
     check_device,
@@ -32,16 +32,24 @@ from weightsmith.run.job import (
 )
 from weightsmith.run.options.correct import BaselineOptions
 from weightsmith.run.outcome import Outcome
+from weightsmith.run.session import Kin, session
 from weightsmith.run.tables import count_rows
-from weightsmith.run.tracking import check_tracking, tracking
 from weightsmith.train import TrainOptions, fit
 
 _log = logging.getLogger(__name__)
 
 _DEFAULTS = TRAIN_DEFAULTS | {"batch_size": 64, "lr": 5e-5}
-_FILES = (
-    "baseline_training_history.csv", "baseline_metrics.csv", CLASSES, "confusion_matrix.csv", "training_curve.png",
-    "report.html",
+KIN = Kin(
+    commands=("baseline",),
+    called="baseline",
+    another="another command",
+    results=(
+        "baseline_training_history.csv", "baseline_metrics.csv", CLASSES, "confusion_matrix.csv", "training_curve.png",
+        "data_split_info.csv", "report.html",
+    ),
+    checkpoints=("checkpoint.pt",),
+    worth=("model", "checkpoints/checkpoint.pt"),
+    free=("pin_memory",),
 )  # fmt: skip
 SUSPICIOUS = 0.98
 """Accuracy beyond which a leak between the parts, or too easy a task, is more likely than a good model."""
@@ -55,31 +63,18 @@ def baseline(options: BaselineOptions) -> Outcome:
     A data set without official parts is cut: a fifth is the test part and a fifth of the rest the validation part.
     """
     device = check_device(options.device)
-    check_tracking(options)
     source, split, _ = opened(options)
-    name = new_name(options, f"baseline-{source.name}")
-    folder = RunFolder.named(options, name)
-    if name in existing_runs(options.runs_dir) and not (options.resume or options.overwrite):
-        raise WeightsmithError(
-            f"the run {folder.path} exists: give --resume to go on with it, --overwrite to redo it, or another --run-name"
-        )
-    with folder.in_use(), folder.logged():
-        folder.recover()
-        folder.write_config(options)
-        folder.log_event("baseline", "start")
-        out, parts = folder.results, split.parts()
+    with session(options, "baseline", KIN, stem_of(source)) as folder:
+        parts = split.parts()
         parts = {"train": parts["train"], "val": parts["val"], "test": parts["held_out"]}
-        redone = [folder.checkpoints / "checkpoint.pt", folder.path / "model", *(out / name for name in _FILES)]
-        with folder.set_aside(redone if options.overwrite else []), tracking(options, folder):
-            scores = _train_and_test(options, source, parts, folder, device)
-            notes = [
-                f"{part} accuracy is {100 * score.accuracy.value:.1f}%: look for images shared between the parts, or an "
-                "easier task than meant"
-                for part, score in scores.items()
-                if score.accuracy.value > SUSPICIOUS
-            ]
-            page = _write_page(options, scores, source.class_names, folder, notes)
-        folder.log_event("baseline", "done")
+        scores = _train_and_test(options, source, parts, folder, device)
+        notes = [
+            f"{part} accuracy is {100 * score.accuracy.value:.1f}%: look for images shared between the parts, or an easier "
+            "task than meant"
+            for part, score in scores.items()
+            if score.accuracy.value > SUSPICIOUS
+        ]
+        page = _write_page(options, scores, source.class_names, folder, notes)
         for note in notes:
             _log.warning("%s", note)
     return Outcome(
@@ -91,6 +86,11 @@ def baseline(options: BaselineOptions) -> Outcome:
         shown=[f"{part} accuracy {score.accuracy}, macro F1 {score.macro['f1']}" for part, score in scores.items()],
         closing="holds the model and its metrics",
     )
+
+
+def stem_of(source: Source) -> str:
+    """What a run without a name is called."""
+    return f"baseline-{source.name}"
 
 
 def opened(options: BaselineOptions, *, blank: bool = False) -> tuple[Source, Split, TrainOptions]:

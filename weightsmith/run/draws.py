@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.data.facts import read_facts, write_facts
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import WeightsmithError, perhaps
 from weightsmith.files import cause_of, user_path, write_json
 from weightsmith.request import Request, TextRequest
 
@@ -141,7 +141,7 @@ def matched(plan: Plan, by_name: Mapping[str, Request], where: str) -> dict[int,
         for name, content in drawn:
             if name not in by_name:
                 raise WeightsmithError(
-                    f"{where} has no request {name!r} of the comparison: give the data it was made of"
+                    f"{where} has no request {name!r} of the comparison: give the data it was made of{perhaps(name, by_name)}"
                 )
             if content_hash(by_name[name]) != content:
                 raise WeightsmithError(

@@ -21,7 +21,7 @@ from weightsmith.edit.hyperparameters import METHODS as WITH_HPARAMS
 from weightsmith.edit.hyperparameters import hyperparameters, read_hyperparameters
 from weightsmith.edit.lora_native import LoRAOptions, adapted
 from weightsmith.edit.reading import without_repeats
-from weightsmith.errors import WeightsmithError, did_you_mean
+from weightsmith.errors import WeightsmithError, did_you_mean, near_path
 from weightsmith.evaluate import KnowledgeAnswers, KnowledgeReport, answer, knowledge
 from weightsmith.files import user_path, write_csv, write_json
 from weightsmith.models import Model, save
@@ -165,7 +165,7 @@ def _of_hparams(options: EditOptions, method: str) -> dict[str, Any]:
         if not any(other in WITH_HPARAMS for other in options.edit_method):
             raise WeightsmithError(
                 f"--hparams {named}: none are shipped for {method}, only for {', '.join(WITH_HPARAMS)}: leave it out, or "
-                "give a file"
+                f"give a file{near_path(user_path(named))}"
             )
         return {}
     try:
@@ -181,6 +181,11 @@ def check_options(options: EditOptions) -> None:
     distinct("edit_method", options.edit_method, "alphaedit memit")
     at_least(options, {"max_edits": 1})
     check(options)
+    named = options.hparams or ""
+    if named.endswith((".yaml", ".yml", ".json")) and not (place := user_path(named)).is_file():
+        raise WeightsmithError(
+            f"--hparams {named} is not there: give a file, or the name of a model that some are shipped for{near_path(place)}"
+        )
     if options.edit_mode == "lora_native":
         lora_options(options)
     check_layer_flags(options.edit_method, edit_layers=options.edit_layers)

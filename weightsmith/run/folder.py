@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from weightsmith.errors import WeightsmithError, did_you_mean
-from weightsmith.files import explained, remove, sweep, user_path, write_json, write_text
+from weightsmith.files import cause_of, explained, remove, sweep, user_path, write_json, write_text
 from weightsmith.run.options.correct import STAGE_NAMES, RunOptions
 from weightsmith.run.options.files import to_yaml
 from weightsmith.run.options.folder import FolderOptions
@@ -101,7 +101,12 @@ class RunFolder:
     def config_text(self) -> str | None:
         """What `config.yaml` holds now, None where there is none."""
         path = self.path / "config.yaml"
-        return path.read_text(encoding="utf-8") if path.exists() else None
+        try:
+            return path.read_text(encoding="utf-8") if path.exists() else None
+        except (OSError, UnicodeDecodeError) as error:
+            raise WeightsmithError(
+                f"{path} cannot be read ({cause_of(error)}): move it away, or give another --run-name"
+            ) from error
 
     def restore_config(self, text: str | None) -> None:
         """Put an earlier `config.yaml` back; a first one that was refused stays, it is what the run was asked."""
@@ -110,14 +115,10 @@ class RunFolder:
 
     def write_env(self, **more: Any) -> None:
         """`env.json`: versions, commit, machine, threads, and whatever the caller knows (device, hashes)."""
-        path = self.path / "env.json"
-        known = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        write_json(path, known | environment() | more)
+        write_json(self.path / "env.json", self.env() | environment() | more)
 
     def env(self) -> dict[str, Any]:
-        path = self.path / "env.json"
-        found: dict[str, Any] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return found
+        return _entries(self.path / "env.json")
 
     def log_event(self, stage: str, event: str, **more: Any) -> None:
         """Append one line to `events.jsonl`."""
@@ -133,10 +134,14 @@ class RunFolder:
         path = self.path / "events.jsonl"
         found: list[dict[str, Any]] = []
         if path.exists():
-            for line in path.read_text(encoding="utf-8").splitlines():
+            for line in path.read_text(encoding="utf-8", errors="replace").splitlines():
                 try:
-                    found.append(json.loads(line))
+                    event = json.loads(line)
                 except ValueError:
+                    event = None
+                if isinstance(event, dict):
+                    found.append(event)
+                else:
                     _log.warning("%s: a line that was cut off is left out", path)
         return found
 
@@ -167,9 +172,7 @@ class RunFolder:
             write_json(self.results / "notes.json", notes)
 
     def _notes(self) -> dict[str, list[str]]:
-        path = self.results / "notes.json"
-        found: dict[str, list[str]] = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {}
-        return found
+        return _entries(self.results / "notes.json")
 
     def discard(self) -> None:
         """Remove a run that has come to nothing; what others put into the folders that the user named stays."""
@@ -217,6 +220,19 @@ class RunFolder:
         """Remove results of a stage that is redone."""
         for path in paths:
             remove(path)
+
+
+def _entries(path: Path) -> dict[str, Any]:
+    """What a record of ours holds, nothing where there is none."""
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        found = None
+    if not isinstance(found, dict):
+        raise WeightsmithError(f"{path} is damaged: delete it, it is written anew")
+    return found
 
 
 def new_name(options: FolderOptions, stem: str) -> str:

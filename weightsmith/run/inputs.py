@@ -15,7 +15,7 @@ from weightsmith.data.images import ImageSet
 from weightsmith.data.prompts import read_prompts
 from weightsmith.data.sources import open_data
 from weightsmith.data.split import Source
-from weightsmith.errors import HeldOutError, WeightsmithError
+from weightsmith.errors import HeldOutError, WeightsmithError, perhaps
 from weightsmith.files import user_path, write_json
 from weightsmith.locate import Cases, ImageCases, Prompt, PromptCases
 from weightsmith.locate.cases import UNDECIDED
@@ -78,7 +78,7 @@ def check_auto(options: LocateOptions) -> None:
     if options.part not in ("train", "val"):
         raise WeightsmithError(
             f"--part {options.part} is not open with --model auto, which trains on a part of the {options.data_path} and holds "
-            "out a fifth: give --part val or train"
+            f"out a fifth: give --part val or train{perhaps(options.part, ('val', 'train'))}"
         )
 
 
@@ -238,6 +238,7 @@ def _recorded_part(options: LocateOptions, source: Source) -> ImageSet | None:
     if options.part not in theirs:
         raise WeightsmithError(
             f"--part {options.part} is none of the parts that the run {options.model} records: {remedy}"
+            f"{perhaps(options.part, theirs)}"
         )
     return recorded.part(options.part, source)
 

@@ -107,7 +107,9 @@ def classifier(path: str, flag: str, device: str) -> Model:
     return model
 
 
-def judge_of(cut: Cut, model: Model, path: str, spec: str, flag: str, notes: list[str]) -> Judge:
+def judge_of(
+    cut: Cut, model: Model, path: str, spec: str, flag: str, notes: list[str], *, blank: bool = False
+) -> Judge:
     """The judge of a classifier's own data set.
 
     Args:
@@ -118,7 +120,7 @@ def judge_of(cut: Cut, model: Model, path: str, spec: str, flag: str, notes: lis
         WeightsmithError: naming the flag: no data set, or other classes than the classifier has.
     """
     cache = user_path(cut.cache_dir) if cut.cache_dir else None
-    source = open_table(spec) if spec.endswith(".csv") else open_data(spec, model.preprocess.size, cache)
+    source = open_table(spec) if spec.endswith(".csv") else open_data(spec, model.preprocess.size, cache, blank=blank)
     if source.n_classes != model.n_classes:
         raise WeightsmithError(
             f"{flag} {spec} has {source.n_classes} classes and {path} {model.n_classes}: give the data set of that classifier"

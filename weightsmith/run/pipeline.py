@@ -15,15 +15,16 @@ from rich.console import RenderableType
 from weightsmith import __version__, report
 from weightsmith.edit import editors
 from weightsmith.effects import Effects
-from weightsmith.errors import WeightsmithError, did_you_mean
+from weightsmith.errors import WeightsmithError, did_you_mean, near_path
 from weightsmith.files import read_csv, user_path
 from weightsmith.run.editing import AUTO, check_layer_flags
-from weightsmith.run.folder import RunFolder, existing_runs, new_name, require_run
+from weightsmith.run.folder import RunFolder, new_name, require_run
 from weightsmith.run.job import Job, check_device
-from weightsmith.run.options.correct import RunOptions
+from weightsmith.run.options.correct import STAGE_NAMES, RunOptions
 from weightsmith.run.outcome import Outcome
 from weightsmith.run.page import write_report
 from weightsmith.run.stages import STAGES
+from weightsmith.run.stored import check_asked, check_stored, check_strangers
 from weightsmith.run.tables import numbers
 from weightsmith.run.tracking import check_tracking, tracking
 
@@ -55,14 +56,10 @@ def folder_of(options: RunOptions) -> RunFolder:
     """The folder of the run. Raises `WeightsmithError` for one that exists unasked, or that is to be and does not."""
     name = require_run(options) if options.stage not in ("full", "data") else new_name(options, stem_of(options))
     folder = RunFolder.named(options, name)
-    if (
-        options.stage == "full"
-        and name in existing_runs(options.runs_dir)
-        and not (options.resume or options.overwrite)
-    ):
-        raise WeightsmithError(
-            f"the run {folder.path} exists: give --resume to go on with it, --overwrite to redo it, or another --run-name"
-        )
+    check_strangers(folder)
+    if options.stage == "full":
+        check_asked(options, folder)
+    check_stored(options, folder, STAGE_NAMES, "run")
     return folder
 
 
@@ -157,6 +154,10 @@ def check_options(options: RunOptions) -> None:
         raise WeightsmithError("--edit-method needs one or more different methods, such as `alphaedit head`")
     if AUTO not in options.edit_method:
         check_layer_flags(options.edit_method, edit_layers=options.edit_layers, layers_from=options.layers_from)
+    if options.layers_from is not None and not (place := user_path(options.layers_from)).exists():
+        raise WeightsmithError(
+            f"--layers-from {options.layers_from} is not there: give a run of locate trace or patch{near_path(place)}"
+        )
     positive = {
         "--max-edits": options.max_edits,
         "--max-samples": options.max_samples,

@@ -15,6 +15,7 @@ from weightsmith.errors import WeightsmithError, closest
 from weightsmith.run.folder import RunFolder, existing_runs, new_name
 from weightsmith.run.options.files import to_yaml
 from weightsmith.run.options.folder import FolderOptions
+from weightsmith.run.stored import check_asked, check_stored, check_strangers
 from weightsmith.run.tracking import check_tracking, tracking
 
 _log = logging.getLogger(__name__)
@@ -82,13 +83,14 @@ def session(options: FolderOptions, command: str, kin: Kin, stem: str) -> Iterat
     """
     _check(options)
     folder = RunFolder.named(options, new_name(options, stem))
+    check_strangers(folder)
     fresh, before = not folder.path.exists(), kin.measured(folder)
     try:
         with folder.in_use(), folder.logged():
             folder.recover()
             stored = folder.config_text()
             if stored is not None:
-                _check_same(options, folder, stored, kin)
+                _check_same(options, folder, kin)
             elif options.resume:
                 near = closest(folder.path.name, existing_runs(options.runs_dir))
                 meant = f"; did you mean --run-name {near}?" if near else ""
@@ -125,9 +127,8 @@ def would_fill(options: FolderOptions, kin: Kin, stem: str) -> RunFolder:
     """The run's folder that `session` would fill; nothing is written. Raises as it does."""
     _check(options)
     folder = RunFolder.named(options, new_name(options, stem))
-    stored = folder.config_text()
-    if stored is not None:
-        _check_same(options, folder, stored, kin)
+    check_strangers(folder)
+    _check_same(options, folder, kin)
     return folder
 
 
@@ -155,28 +156,13 @@ def _check(options: FolderOptions) -> None:
         raise WeightsmithError(f"--resume goes on with an existing run: name it with --run-name ({there})")
 
 
-def _check_same(options: FolderOptions, folder: RunFolder, stored: str, kin: Kin) -> None:
+def _check_same(options: FolderOptions, folder: RunFolder, kin: Kin) -> None:
     """Refuse an existing run unasked, the folder of another kind of run, and to mix what was measured with other options."""
-    if not (options.resume or options.overwrite):
-        raise WeightsmithError(
-            f"the run {folder.path} exists: give --resume to go on with it, --overwrite to redo it, or another --run-name"
-        )
-    if any(event.get("stage") not in kin.commands for event in folder.events()):
-        raise WeightsmithError(
-            f"{folder.path} holds a run of another command than {kin.called}: give another --run-name"
-        )
-    if options.overwrite or not kin.measured(folder):
+    check_asked(options, folder)
+    theirs = check_stored(options, folder, kin.commands, kin.called, kin.another)
+    if theirs is None or options.overwrite or not kin.measured(folder):
         return
-    try:
-        theirs = yaml.safe_load(stored)
-    except yaml.YAMLError:
-        theirs = None
     mine = yaml.safe_load(to_yaml(options))
-    if not isinstance(theirs, dict) or set(theirs) != set(mine):
-        raise WeightsmithError(
-            f"{folder.path} holds what {kin.another} measured, or another version of weightsmith: give --overwrite to replace "
-            "it, or another --run-name"
-        )
     other = [name for name in mine if name not in (*FREE, *kin.free) and theirs[name] != mine[name]]
     if other:
         asked = ", ".join(_said(name, theirs[name]) for name in other)

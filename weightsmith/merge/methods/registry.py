@@ -105,8 +105,9 @@ def create(name: str, **parameters: Any) -> Method:
         key for key in given if key not in known and key != "seed"
     ]  # a seed does no harm where nothing is random
     if unknown:
-        has = ", ".join(FLAGS[key] for key in known)
-        raise WeightsmithError(f"{FLAGS.get(unknown[0], unknown[0])} is no option of --method {name}, which has {has}")
+        flag = FLAGS.get(unknown[0], unknown[0])
+        meant = did_you_mean(flag, [FLAGS[key] for key in known])
+        raise WeightsmithError(f"{flag} is no option of --method {name}, leave it out: {meant}")
     made = kind(**{key: value for key, value in given.items() if key in known})
     made.check()
     return made

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from weightsmith.delta import Change, Dense
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import WeightsmithError, perhaps
 from weightsmith.merge.checkpoint import Checkpoint
 from weightsmith.merge.vectors.operations import Guards, vector
 
@@ -79,7 +79,7 @@ def shared(w: Checkpoint, f: Checkpoint, without: Collection[str]) -> list[str]:
     if unknown:
         raise WeightsmithError(
             f"`without` names {unknown[0]!r}, which neither {w.name} nor {f.name} has: "
-            "give names as the checkpoints have them"
+            f"give names as the checkpoints have them{perhaps(unknown[0], [*w.names, *f.names])}"
         )
     ours, theirs = ([name for name in one.names if name not in without] for one in (w, f))
     shared = set(ours) & set(theirs)

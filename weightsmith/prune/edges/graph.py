@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from weightsmith.edge import PROJECTIONS, Edge, Node
-from weightsmith.errors import WeightsmithError
+from weightsmith.errors import WeightsmithError, perhaps
 from weightsmith.models import Model
 from weightsmith.prune.removal import shape_of
 
@@ -73,6 +73,7 @@ class EdgeGraph:
             if edge not in self._numbers:
                 raise WeightsmithError(
                     f"the network has no edge {edge}: keep edges that EdgeGraph.of(model).edges lists"
+                    f"{perhaps(str(edge), map(str, self.edges))}"
                 )
             chosen[self._numbers[edge]] = True
         table = torch.zeros_like(self.there)

@@ -12,20 +12,20 @@ from weightsmith.data.images import ImageSet
 from weightsmith.data.sources import open_data, open_part
 from weightsmith.data.split import Source, Split
 from weightsmith.edit import Patcher, editors
-from weightsmith.errors import WeightsmithError
 from weightsmith.files import user_path
 from weightsmith.locate import ImageCases, grids
 from weightsmith.locate.forecast import sweep_cost
 from weightsmith.models import Model, load
-from weightsmith.run.baseline import opened
+from weightsmith.run.baseline import KIN, opened, stem_of
 from weightsmith.run.editing import AUTO
-from weightsmith.run.folder import RunFolder, existing_runs, new_name
+from weightsmith.run.folder import RunFolder
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
 from weightsmith.run.forecast.parts import figures, passes, training
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.job import TRAIN_DEFAULTS, check_device, image_size_of, new_model, train_options
 from weightsmith.run.options.correct import BaselineOptions, RunOptions
 from weightsmith.run.pipeline import check_options, fingerprint, folder_of, stages_of
+from weightsmith.run.session import would_fill
 
 _STEPS = 25
 """Steps in which an editor that says nothing of them finds a wanted value; most errors need fewer."""
@@ -67,12 +67,7 @@ def baseline(options: BaselineOptions) -> Plan:
     """What `weightsmith.run.baseline.baseline` would do. Raises as it does, where that shows beforehand."""
     device = check_device(options.device)
     source, split, recipe = opened(options, blank=True)
-    name = new_name(options, f"baseline-{source.name}")
-    folder = RunFolder.named(options, name)
-    if name in existing_runs(options.runs_dir) and not (options.resume or options.overwrite):
-        raise WeightsmithError(
-            f"the run {folder.path} exists: give --resume to go on with it, --overwrite to redo it, or another --run-name"
-        )
+    folder = would_fill(options, KIN, stem_of(source))
     model = new_model(options, source, device)
     pace = pace_of(model, recipe.batch_size)
     test = len(split.val) + len(split.held_out)

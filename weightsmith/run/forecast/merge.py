@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 from weightsmith.merge.forecast import merge_cost
+from weightsmith.run.forecast.pace import HOW, Pace, pace_of
+from weightsmith.run.forecast.parts import figures, passes
 from weightsmith.run.forecast.plan import Plan, Step, amount
-from weightsmith.run.merge.command import asked
+from weightsmith.run.merge.command import asked, search_of
+from weightsmith.run.merge.search import Search
 from weightsmith.run.options.merge import MergeOptions
 
 
 def merge(options: MergeOptions) -> Plan:
     """What `weightsmith.run.merge.merge` would do. Raises as it does, where that shows in the tensors tried here."""
     method, options, _ = asked(options)
+    search = search_of(options, method, blank=True)
     cost = merge_cost(
         method,
         options.base,
@@ -31,13 +35,37 @@ def merge(options: MergeOptions) -> Plan:
         memory=cost.memory,
     )
     notes = [
-        "A merge runs no network, so it has no block forwards.",
+        "A merge itself runs no network, so it has no block forwards.",
         f"The time is from {cost.timed:.0%} of the numbers, merged just now and not written; a disk that writes slower than "
         "this machine computes takes longer. docs/commands.md says how far estimates were from real runs.",
     ]
-    if options.data_path:
-        tried = (
-            f"{len(options.coefficients)} coefficients on the validation images of {len(options.data_path)} data sets"
+    steps, weights = [step], 0
+    if search is not None:
+        paces = [pace_of(one.model, 256, trains=False) for one in search.bench.judges]
+        steps = [*_searched(search, paces, step), step, figures(1)]
+        weights = sum(pace.weights for pace in paces) + paces[0].weights
+        notes += [
+            "Accuracies that an earlier search has measured are in the cache and cost nothing: they are counted.",
+            HOW,
+        ]
+    return Plan(command="merge", steps=steps, folder=cost.target, weights=weights, notes=notes)
+
+
+def _searched(search: Search, paces: list[Pace], merged: Step) -> list[Step]:
+    """The merges that are judged, and the passes over validation images and, once, over test images that judge them."""
+    bench, tried = search.bench, len(search.coefficients)
+    judged = list(zip(bench.judges, paces, strict=True))
+    steps = [
+        Step(
+            name="search, merges",
+            what=f"a merge for each of {tried} coefficients, and one for the test",
+            seconds=(tried + 1) * merged.seconds,
+            memory=merged.memory + paces[0].weights,
         )
-        notes.append(f"The search for the coefficient comes before it and is not counted: {tried}.")
-    return Plan(command="merge", steps=[step], folder=cost.target, notes=notes)
+    ]
+    for one, pace in judged:
+        own = one is not bench.control
+        images = (tried + 1) * len(one.val) + (3 if own else 2) * len(one.test)
+        what = f"{len(one.val)} validation images at {tried} coefficients and in its own model, {len(one.test)} test images"
+        steps.append(passes(pace, f"search, {one.name}", what, images))
+    return steps

@@ -24,7 +24,7 @@ from weightsmith.run.options.merge import MergeOptions
 from weightsmith.run.outcome import Outcome
 
 if TYPE_CHECKING:
-    from weightsmith.run.merge.search import Found
+    from weightsmith.run.merge.search import Found, Search
 
 _TABLE, _TESTS, _FIGURE, _PAGE = "search.csv", "search_test.csv", "search.png", "report.html"
 _OF_SEARCH = ("control_data_path", "coefficients", "judging_images")
@@ -39,7 +39,8 @@ def merge(options: MergeOptions) -> Outcome:
     """
     method, options, notes = asked(options)
     assert options.out is not None
-    found = _searched(options, method)
+    search = search_of(options, method)
+    found = search.done() if search else None
     done = merged_from(
         found.method if found else method,
         options.base,
@@ -79,8 +80,12 @@ def asked(options: MergeOptions) -> tuple[Method, MergeOptions, Sequence[str]]:
     return method, options, recipe.notes if recipe else ()
 
 
-def _searched(options: MergeOptions, method: Method) -> Found | None:
-    """The coefficient that data choose, where data are given."""
+def search_of(options: MergeOptions, method: Method, *, blank: bool = False) -> Search | None:
+    """The search for the coefficient, where data are given that choose it.
+
+    Args:
+        blank: see `open_data`.
+    """
     if not options.data_path:
         default = MergeOptions()
         for name in _OF_SEARCH:
@@ -107,9 +112,9 @@ def _searched(options: MergeOptions, method: Method) -> Found | None:
         raise WeightsmithError(f"--judging-images must be at least 1, not {options.judging_images}")
     bench = Bench.of(
         options, options.base, options.models, options.data_path, options.control_data_path, options.judging_images,
-        check_device(options.device),
+        check_device(options.device), blank=blank,
     )  # fmt: skip
-    return Search.of(options, method, bench).done()
+    return Search.of(options, method, bench)
 
 
 def _beside(folder: Path, report: Mapping[str, Any], found: Found | None, name: str) -> None:

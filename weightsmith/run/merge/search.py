@@ -72,12 +72,15 @@ class Bench:
         control: str | None,
         most: int | None,
         device: str,
+        *,
+        blank: bool = False,
     ) -> Bench:
         """Read the networks and their data sets.
 
         Args:
             data: one a model; control: of the base, None for none.
             most: validation images a data set that choose; None takes all.
+            blank: see `open_data`.
 
         Raises:
             WeightsmithError: naming the flag: not one data set a model, no classifier, other classes than the data.
@@ -90,12 +93,12 @@ class Bench:
         notes: list[str] = []
         own = classifier(base, "--base", device)
         judges = [
-            judge_of(cut, classifier(path, "--models", device), path, spec, "--data-path", notes)
+            judge_of(cut, classifier(path, "--models", device), path, spec, "--data-path", notes, blank=blank)
             for path, spec in zip(models, data, strict=True)
         ]
         marks = [Path(path).name for path in models]
         if control is not None:
-            judges.append(judge_of(cut, own, base, control, "--control-data-path", notes))
+            judges.append(judge_of(cut, own, base, control, "--control-data-path", notes, blank=blank))
             marks.append("control")
         if most is not None:
             judges = [replace(one, val=sample(one.val, most, cut.seed)) for one in judges]
