@@ -37,7 +37,7 @@ COMMANDS = {
     "compress": "compress --checkpoint {one} --data-path digits --method eap --no-study",
     "compress acdc": "compress --checkpoint {one} --data-path digits --method acdc --acdc-thresholds 0.05 --no-study",
     "evaluate": "evaluate --model-paths {one} {two} --data-path digits --rounds 20",
-    "artificial": "artificial --epochs 20 --coefficients 0 0.3 0.6 0.9",
+    "artificial": "artificial --epochs 3 --coefficients 0 0.3 0.6 0.9",
     "facts": "facts",
     "edit memit": "edit --edit-method memit --max-edits 10",
     "edit stream": "edit --edit-method memit --max-edits 12 --batch-size 4",
@@ -115,15 +115,19 @@ def child(how: str, words: list[str]) -> None:
     import transformers
 
     from weightsmith.cli.parsing import parse
+    from weightsmith.data.sources import open_data
     from weightsmith.models import create
     from weightsmith.models.store import presets
-    from weightsmith.report import layer_bars
+    from weightsmith.run.forecast.parts import figures
 
-    _ = (transformers.ViTModel, transformers.GPT2LMHeadModel, presets, layer_bars)
+    _ = (transformers.ViTModel, transformers.GPT2LMHeadModel, presets)
     torch.set_num_threads(1)
     call = parse(words)
     function: Any = call.command.planner() if how == "plan" else call.command.function()
-    create("digits", [str(i) for i in range(10)], 0, 1)  # what the first network loads
+    # What is imported only when it is wanted first: by a network, by the digits, by figures.
+    create("digits", [str(i) for i in range(10)], 0, 1)
+    open_data("digits").split(0.2, 0)
+    figures(1)
     before, started = _held(), time.process_time()
     found = function(call.options)
     spent = time.process_time() - started

@@ -640,7 +640,7 @@ def test_nothing_to_measure_is_told(
     given = {"sites": [Site("resid.out", 0)]} | options
     with pytest.raises(WeightsmithError, match=told):
         sweep(model, few_cases(model, random_pixels, NOISE), given.pop("sites"), **given)
-    with pytest.raises(WeightsmithError, match="probability was not measured: the sweep has kl"):
+    with pytest.raises(WeightsmithError, match="probability was not measured: known: kl"):
         sweep(model, few_cases(model, random_pixels, NOISE), [Site("resid.out", 0)], metrics=["kl"]).effects(
             "probability"
         )

@@ -31,9 +31,10 @@ from weightsmith.locate import METRICS, ImageCases, grids, sweep
 from weightsmith.locate.metrics import FLOORS
 from weightsmith.models import save
 from weightsmith.models.store import wrap
-from weightsmith.run import inputs, options
+from weightsmith.run import inputs
 from weightsmith.run.findings import layers_of
 from weightsmith.run.folder import RunFolder
+from weightsmith.run.options.locate import PatchOptions, TraceOptions
 from weightsmith.site import Site
 
 BLUR = ["--data-path", "digits", "--corruption", "blur", "--device", "cpu"]
@@ -759,7 +760,7 @@ def test_overwrite_that_fails_keeps_the_old_run(
 
 def test_what_a_killed_overwrite_left_aside_comes_back(weightsmith, patched_copy: Path) -> None:
     before = contents(patched_copy)
-    folder = RunFolder.named(options.PatchOptions(runs_dir=str(patched_copy.parent)), patched_copy.name)
+    folder = RunFolder.named(PatchOptions(runs_dir=str(patched_copy.parent)), patched_copy.name)
     aside = folder.set_aside(
         [path for path in patched_copy.iterdir() if path.suffix in (".yaml", ".safetensors", ".csv")]
     )
@@ -793,7 +794,7 @@ def test_a_full_disk(weightsmith, finished: Path, tmp_path: Path, monkeypatch: p
 
 
 def test_two_processes_do_not_share_a_run(weightsmith, finished: Path, patched_copy: Path) -> None:
-    with RunFolder.named(options.PatchOptions(runs_dir=str(patched_copy.parent)), patched_copy.name).in_use():
+    with RunFolder.named(PatchOptions(runs_dir=str(patched_copy.parent)), patched_copy.name).in_use():
         outcome = weightsmith("locate", "patch", *of_copy(patched_copy), "--resume")
     assert outcome.status == 1
     assert "another process" in outcome.err
@@ -808,9 +809,7 @@ def recorded(run: Path, part: str) -> list[str]:
 
 
 def looked_at(model: Path, part: str, **more: Any) -> list[str]:
-    asked = options.PatchOptions(
-        model=str(model), data_path="digits", part=part, select="all", max_samples=10_000, **more
-    )
+    asked = PatchOptions(model=str(model), data_path="digits", part=part, select="all", max_samples=10_000, **more)
     return list(inputs.chosen_images(asked, ws.load(model)).names)
 
 
@@ -894,7 +893,7 @@ def test_in_python(finished: Path, located: dict[str, Path]) -> None:
     """What the command measured, measured by hand."""
     effects = Effects.load(located["trace"] / "effects.safetensors")
     model = ws.load(finished)
-    asked = options.TraceOptions(model=str(finished), max_samples=6)
+    asked = TraceOptions(model=str(finished), max_samples=6)
     chosen = inputs.chosen_images(asked, model)
     cases = ImageCases(
         model, chosen.names, chosen.pixels, ws.views.embedding_noise(3.0, 2, seed=42), chosen.predicted, chosen.labels

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from weightsmith.locate import forecast as sweeps
-from weightsmith.models import save
+from weightsmith.models import load, save
 from weightsmith.run.forecast import pace
 from weightsmith.run.forecast.plan import Plan, Step, amount, duration
 from weightsmith.run.options.correct import RunOptions
@@ -123,6 +123,19 @@ def test_evaluate_and_merge(dry, tiny_model, tmp_path: Path) -> None:
     told = dry("merge", "--base", tmp_path / "one", "--models", tmp_path / "two", "--out", tmp_path / "out")
     assert names(told) == ["merge, task_arithmetic"]
     assert told["figures"]["would_fill"] == str(tmp_path / "out")
+
+
+def test_the_search_of_a_merge_is_counted(dry, tiny_model, tmp_path: Path) -> None:
+    """Two coefficients and the model itself on 287 validation digits; base, model and merge on 359 held-out ones."""
+    for name in ("one", "two"):
+        save(tiny_model("vit", seed=len(name), classes=10), tmp_path / name)
+    models = ["--base", tmp_path / "one", "--models", tmp_path / "two", "--out", tmp_path / "out"]
+    told = dry("merge", *models, "--data-path", "digits", "--head", "base", "--coefficients", 0.5, 1)
+    assert names(told) == ["search, merges", "search, digits", "merge, task_arithmetic", "report"]
+    merges, judged, merged, _ = told["figures"]["steps"]
+    assert merges["seconds"] == pytest.approx(3 * merged["seconds"])
+    layers = load(tmp_path / "one").n_layers
+    assert judged["forwards"] == layers * ((2 + 1) * 287 + 3 * 359)
 
 
 def test_artificial(dry) -> None:

@@ -64,7 +64,7 @@ def locate(options: LocateOptions) -> Plan:
             steps.append(passes(pace, "select", f"a pass over {len(part)} images of {options.part}", len(part)))
         notes = [f"Counted with {count} images: fewer are found where the model gets fewer {_kind(options.select)}."]
     steps += _sweeps(options, model, examples, count, pace)
-    steps.append(figures(6 if isinstance(options, DrawnOptions) else 2))
+    steps.append(figures(4 if isinstance(options, DrawnOptions) else 2))
     return _plan(command, folder, steps, pace, notes)
 
 
