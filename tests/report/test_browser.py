@@ -96,7 +96,7 @@ RULES = """() => {
 }"""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")  # Playwright's loop of a longer one would be in the way of another file's
 def chromium() -> Iterator[Any]:
     with browser() as started:
         yield started

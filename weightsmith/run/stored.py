@@ -12,8 +12,8 @@ from weightsmith.errors import WeightsmithError
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.options.folder import FolderOptions
 
-_OURS = ("log.txt",)
-"""What a run that was stopped at once may leave, beside hidden files."""
+_OURS = ("log.txt", "model", "models", "checkpoints")
+"""What a run that was stopped at once may leave, beside hidden files, and what a user may have put there for it to take."""
 
 
 def check_strangers(folder: RunFolder) -> None:
