@@ -229,5 +229,5 @@ def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
     kept = [tmp_path / "cells" / "a.json", tmp_path / "a.tmp", tmp_path / ".lock"]
     for path in kept:
         path.write_text("whole")
-    files.sweep(tmp_path)
+    files.remove_leftovers(tmp_path)
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)

@@ -121,7 +121,7 @@ def atomic_folder(target: Path | str) -> Iterator[Path]:
         _note(target)
 
 
-def sweep(folder: Path) -> None:
+def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left half-written below a folder that this process has for itself."""
     for left in sorted(folder.rglob(".*.tmp")):
         remove(left)

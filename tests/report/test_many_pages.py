@@ -36,7 +36,7 @@ def counts() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(autouse=True)
 def _drawn_small(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are as large as the largest of them, which is of two hundred kilobytes, and are not drawn."""
+    """Figures are as large as the largest of them, which is of three hundred kilobytes, and are not drawn."""
     monkeypatch.setattr(plots, "as_data_uri", lambda figure: "data:image/png;base64," + "A" * 300_000)
 
 

@@ -19,7 +19,7 @@ from typing import Any
 from filelock import FileLock, Timeout
 
 from weightsmith.errors import WeightsmithError, did_you_mean
-from weightsmith.files import cause_of, explained, remove, sweep, user_path, write_json, write_text
+from weightsmith.files import cause_of, explained, remove, remove_leftovers, user_path, write_json, write_text
 from weightsmith.run.options.correct import STAGE_NAMES, RunOptions
 from weightsmith.run.options.files import to_yaml
 from weightsmith.run.options.folder import FolderOptions
@@ -74,7 +74,7 @@ class RunFolder:
         except Timeout as error:
             raise WeightsmithError(f"another process is working on {self.path}: {remedy}") from error
         try:
-            sweep(self.path)
+            remove_leftovers(self.path)
             yield
         finally:
             lock.release()
