@@ -250,7 +250,7 @@ class Delta:
                 bias; a bad alpha.
         """
         if not self.changes:
-            raise WeightsmithError("this delta changes nothing, so there is no adapter to write")
+            raise WeightsmithError("this delta changes nothing, so there is no adapter to write: solve an edit first")
         self._parameters(network(model))
         transposed = transposed_weights(network(model))
         factors: dict[str, tuple[Tensor, Tensor]] = {}

@@ -103,7 +103,7 @@ class Effects:
         """
         if "clean" not in self.info or "corrupted" not in self.info:
             raise WeightsmithError(
-                "these effects were measured without a corruption: they have no gap to be set against"
+                "these effects were measured without a corruption: they have no gap to be set against, so read `values`"
             )
         clean, corrupted = (torch.tensor(self.info[name], dtype=torch.float64) for name in ("clean", "corrupted"))
         return clean - corrupted

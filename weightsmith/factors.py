@@ -83,7 +83,9 @@ Change = LowRank | Dense
 
 def _check_finite(*tensors: Tensor) -> None:
     if not all(bool(torch.isfinite(tensor).all()) for tensor in tensors):
-        raise WeightsmithError("a change of weights holds NaN or infinity: the solve that made it did not succeed")
+        raise WeightsmithError(
+            "a change of weights holds NaN or infinity: the solve that made it did not succeed, give it a larger ridge"
+        )
 
 
 def joined(a: Change, b: Change) -> Change:

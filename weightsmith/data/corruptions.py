@@ -297,7 +297,10 @@ class EmbeddingNoise:
 
     def __post_init__(self) -> None:
         if self.samples < 1 or self.scale <= 0:
-            raise WeightsmithError("embedding noise needs at least one sample (--num-ablations) and a positive scale")
+            raise WeightsmithError(
+                f"embedding noise needs at least one sample and a positive scale, not {self.samples} and {self.scale:g}: "
+                "give --num-ablations 10, and 3 standard deviations"
+            )
 
     def draw(self, clean: Tensor, sigma: float, index: int) -> Tensor:
         """(samples, positions, width) noise for image number `index` with embeddings `clean` (positions, width)."""

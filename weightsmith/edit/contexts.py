@@ -137,7 +137,7 @@ def generated_prefixes(
         lengths: (tokens, how many) pairs; MEMIT takes ((10, 5),), ROME ((5, 10), (10, 10)).
     """
     if any(tokens < 1 or count < 0 for tokens, count in lengths):
-        raise WeightsmithError("prefix lengths are pairs of at least one token and a count from 0")
+        raise WeightsmithError("prefix lengths are pairs of at least one token and a count from 0: give (10, 5) say")
     if not sum(count for _, count in lengths):
         return ()
     said = json.dumps([model.fingerprint(), [list(pair) for pair in lengths], seed, _STARTS])

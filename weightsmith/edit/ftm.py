@@ -134,11 +134,13 @@ class FTM:
     def __post_init__(self) -> None:
         """Raise `WeightsmithError` for hyper-parameters out of range."""
         if not (0 < self.lr < math.inf and 0 <= self.kl < math.inf):
-            raise WeightsmithError(f"ftm needs lr above 0 and kl from 0, not lr {self.lr:g} and kl {self.kl:g}")
+            raise WeightsmithError(
+                f"ftm needs lr above 0 and kl from 0, not lr {self.lr:g} and kl {self.kl:g}: leave them out for the usual"
+            )
         if not (1 <= self.steps <= self.most and self.batch >= 1 and self.preserved >= 1):
             raise WeightsmithError(
                 f"ftm needs steps from 1 to most, batch and preserved from 1, not steps {self.steps}, most {self.most}, "
-                f"batch {self.batch} and preserved {self.preserved}"
+                f"batch {self.batch} and preserved {self.preserved}: leave them out for the usual"
             )
 
     def solve(

@@ -70,7 +70,9 @@ class LoRAOptions:
         if not self.use_svd and self.fit_steps == 0:
             raise WeightsmithError("an adapter begun without its SVD is zero: give --lora-fit-steps, or --lora-use-svd")
         if not 0 <= self.tolerance < 1:
-            raise WeightsmithError(f"the tolerance of an adapter must be from 0 to below 1, not {self.tolerance:g}")
+            raise WeightsmithError(
+                f"the tolerance of an adapter must be from 0 to below 1, not {self.tolerance:g}: give 0.01 say"
+            )
 
 
 def adapted(

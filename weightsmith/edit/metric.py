@@ -89,7 +89,9 @@ class NullSpace:
         if len(rules) != 1:
             raise WeightsmithError("give exactly one of null_fraction, null_energy and null_threshold")
         if floor is not None and floor <= 0:
-            raise WeightsmithError(f"the floor of a whitened null space must be positive, not {floor:g}")
+            raise WeightsmithError(
+                f"the floor of a whitened null space must be positive, not {floor:g}: leave it out for the usual"
+            )
         values, vectors = torch.linalg.eigh(_moment(moment))  # ascending
         values = values.clamp(min=0)
         total = values.sum().clamp(min=_TINY)
@@ -155,7 +157,9 @@ class InverseMoment:
             WeightsmithError: a weight or shift out of range, both shifts, or a moment that is not finite.
         """
         if not (weight > 0 and shift >= 0 and (relative_shift is None or relative_shift >= 0)):
-            raise WeightsmithError("the weight of the second moment must be positive and its shift 0 or more")
+            raise WeightsmithError(
+                "the weight of the second moment must be positive and its shift 0 or more: give 1 and 0"
+            )
         if relative_shift is not None and shift != 0:
             raise WeightsmithError("give at most one of shift (absolute) and relative_shift")
         c = _moment(moment)

@@ -54,7 +54,9 @@ def corrections_of(
     if model.family.reads == "text":
         texts = [request for request in requests if isinstance(request, TextRequest)]
         if len(texts) < len(requests):
-            raise WeightsmithError(f"{model.name} reads text and request {_first_other(requests)} is an image")
+            raise WeightsmithError(
+                f"{model.name} reads text and request {_first_other(requests)} is an image: give prompts"
+            )
         prefixes = generated_prefixes(model, contexts.prefix_lengths, contexts.seed, cache_dir)
         read = readings(model, texts, prefixes, contexts.lookup)
         asked = by_answer_token(read) if contexts.lookup == "last" else read

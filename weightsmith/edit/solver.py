@@ -120,7 +120,7 @@ def solve(
     if len(ridges) != 1:
         raise WeightsmithError("give exactly one of ridge (relative) and absolute ridge (l2)")
     if not 0 <= ridges[0] < float("inf"):
-        raise WeightsmithError(f"the ridge must be 0 or more, not {ridges[0]:g}")
+        raise WeightsmithError(f"the ridge must be 0 or more, not {ridges[0]:g}: 0 meets every edit exactly")
     mk = metric.times(k)
     gram = k.mT @ mk
     gram = (gram + gram.mT) / 2
@@ -161,7 +161,10 @@ def solve(
     unit = system.diagonal().rsqrt()  # weights differ by powers of ten; a unit diagonal takes that out of the solve
     factor, failed = torch.linalg.cholesky_ex(unit[:, None] * system * unit)
     if bool(failed):
-        raise WeightsmithError(f"the metric is not positive semi-definite, or a ridge of {rho:g} is too small for it")
+        raise WeightsmithError(
+            f"the metric is not positive semi-definite, or a ridge of {rho:g} is too small for it: give a larger ridge (l2), "
+            "or measure the metric again"
+        )
     pivots = factor.diagonal()
     if float(pivots.max() / pivots.min()) ** 2 > _ILL:  # a lower bound of the condition number
         _log.warning(
@@ -187,10 +190,14 @@ def _columns(
     """K (d, E + P), R (o, E + P) and Ω (E + P,) of edits and replayed keys together, checked, float64."""
     k, r = keys.double(), residuals.double()
     if k.ndim != 2 or r.ndim != 2 or k.shape[1] != r.shape[1] or k.shape[1] == 0:
-        raise WeightsmithError(f"keys (d, E) and residuals (o, E) do not fit: {tuple(k.shape)}, {tuple(r.shape)}")
+        raise WeightsmithError(
+            f"keys {tuple(k.shape)} and residuals {tuple(r.shape)} do not fit: give (d, E) and (o, E), a column an edit"
+        )
     replayed = k[:, :0] if replayed is None else replayed
     if replayed.ndim != 2 or len(replayed) != len(k):
-        raise WeightsmithError(f"replayed keys (d, P) do not fit keys {tuple(k.shape)}: {tuple(replayed.shape)}")
+        raise WeightsmithError(
+            f"replayed keys {tuple(replayed.shape)} do not fit keys {tuple(k.shape)}: give (d, P), of the same layer"
+        )
     k, r = torch.cat([k, replayed.double()], 1), torch.cat([r, r.new_zeros(len(r), replayed.shape[1])], 1)
     if not (bool(torch.isfinite(k).all()) and bool(torch.isfinite(r).all())):
         raise WeightsmithError(
@@ -201,7 +208,9 @@ def _columns(
     for given, count in ((weights, keys.shape[1]), (replay_weights, replayed.shape[1])):
         parts.append(k.new_ones(count) if given is None else given.double())
         if parts[-1].shape != (count,) or not bool((parts[-1] > 0).all()):
-            raise WeightsmithError(f"the weights of {count} edits or replayed keys must be as many positive numbers")
+            raise WeightsmithError(
+                f"the weights of {count} edits or replayed keys must be as many positive numbers: give 1 for the usual"
+            )
     return k, r, torch.cat(parts)
 
 

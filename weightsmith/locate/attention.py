@@ -44,10 +44,15 @@ def cls_attention(model: Model, inputs: Tensor) -> Attention:
     """
     family, special = model.family, model.family.special
     if family.cls is None or family.attention is None or family.reads != "images":
-        raise WeightsmithError(f"{model.name} is a {family.title}, which has no attention of CLS over patches to show")
+        raise WeightsmithError(
+            f"{model.name} is a {family.title}, which has no attention of CLS over patches to show: give a vision "
+            "transformer with a CLS token"
+        )
     layers = tuple(layer for layer in range(model.n_layers) if model.n_heads(layer, "attn.q"))
     if not layers:
-        raise WeightsmithError(f"no block of {model.name} has attention left, so there is none to show")
+        raise WeightsmithError(
+            f"no block of {model.name} has attention left, so there is none to show: give a model with heads"
+        )
     sites = [Site(kind, layer) for layer in layers for kind in ("attn.q", "attn.k")]
     seen = record(model, inputs, sites)
     rows, flow = [], None

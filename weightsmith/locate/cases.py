@@ -310,7 +310,8 @@ def check_classes(model: Model, names: Sequence[str], *classes: Tensor) -> None:
         beyond = torch.nonzero((values >= model.n_classes) | (values < UNDECIDED)).flatten().tolist()
         if beyond:
             raise WeightsmithError(
-                f"{names[beyond[0]]} names class {int(values[beyond[0]])}, beyond the {model.n_classes} of {model.name}"
+                f"{names[beyond[0]]} names class {int(values[beyond[0]])}, beyond the {model.n_classes} of {model.name}: "
+                "give classes that it has"
             )
 
 

@@ -13,6 +13,7 @@ from typing import Any, Literal
 from torch import nn
 
 from weightsmith.errors import UnknownArchitectureError, WeightsmithError, did_you_mean, perhaps
+from weightsmith.files import cause_of
 from weightsmith.site import KINDS
 
 _HOW_TO_ADD = (
@@ -141,7 +142,7 @@ class Family:
         try:
             table = tomllib.loads(path.read_text(encoding="utf-8"))
         except (OSError, tomllib.TOMLDecodeError) as error:
-            raise WeightsmithError(f"the family table {path} cannot be read: {error}") from error
+            raise WeightsmithError(f"the family table {path} cannot be read ({cause_of(error)}): correct it") from error
         return cls._from_table(str(path), table)
 
     @classmethod
@@ -182,7 +183,9 @@ class Family:
                 fits=dict(table.get("fits", {})),
             )
         except (KeyError, TypeError) as error:
-            raise WeightsmithError(f"the family table {name!r} is incomplete or has a wrong entry: {error}") from error
+            raise WeightsmithError(
+                f"the family table {name!r} is incomplete or has a wrong entry ({cause_of(error)}): correct it"
+            ) from error
         unknown = [kind for kind in (*sites, *linear) if kind not in KINDS]
         if unknown:
             raise WeightsmithError(

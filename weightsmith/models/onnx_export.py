@@ -86,7 +86,9 @@ def save_onnx(model: Model, path: Path | str, metadata: Mapping[str, str] | None
                 verbose=False,
             )
         except Exception as error:  # torch.export has many types of its own
-            raise WeightsmithError(f"{model.name} cannot be exported to ONNX: {cause_of(error)}") from error
+            raise WeightsmithError(
+                f"{model.name} cannot be exported to ONNX ({cause_of(error)}): export it merged, as a Hugging Face folder"
+            ) from error
     assert program is not None
     program.model.metadata_props.update(metadata or {})
     with atomic_path(path) as temporary:

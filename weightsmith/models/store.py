@@ -317,7 +317,9 @@ def _from_config(entries: dict[str, Any], what: str) -> nn.Module:
             raise ValueError(f"hidden_size {config.hidden_size} is no multiple of {config.num_attention_heads} heads")
         module: nn.Module = AutoModelForImageClassification.from_config(config)
     except Exception as error:
-        raise WeightsmithError(f"--model {what} describes no network that can be built: {error}") from error
+        raise WeightsmithError(
+            f"--model {what} describes no network that can be built ({cause_of(error)}): correct it"
+        ) from error
     return module
 
 
@@ -325,7 +327,9 @@ def _config_file(path: Path) -> dict[str, Any]:
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise WeightsmithError(f"--model {path} is no JSON file of config entries: {error}") from error
+        raise WeightsmithError(
+            f"--model {path} is no JSON file of config entries ({cause_of(error)}): correct it"
+        ) from error
     if not isinstance(entries, dict):
         raise WeightsmithError(
             f'--model {path} must hold one JSON object of config entries: write it like {{"model_type": "vit"}}'

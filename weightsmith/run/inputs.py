@@ -108,7 +108,7 @@ def chosen_images(options: LocateOptions, model: Model) -> Chosen:
         HeldOutError: a part that the model's run holds out.
     """
     if options.max_samples < 1:
-        raise WeightsmithError(f"--max-samples must be at least 1, not {options.max_samples}")
+        raise WeightsmithError(f"--max-samples must be at least 1, not {options.max_samples}: give 50 say")
     cache = user_path(options.cache_dir) if options.cache_dir else None
     source = open_data(options.data_path, model.preprocess.size, cache)
     images = part_of(options, source)
@@ -171,7 +171,7 @@ def prompt_cases(options: SweepOptions, model: Model) -> PromptCases:
         WeightsmithError: no such file, a prompt that does not fit the model, text for a model without a tokenizer.
     """
     if options.max_samples < 1:
-        raise WeightsmithError(f"--max-samples must be at least 1, not {options.max_samples}")
+        raise WeightsmithError(f"--max-samples must be at least 1, not {options.max_samples}: give 50 say")
     prompts: list[Prompt] = []
     for one in read_prompts(options.data_path, options.max_samples):
         if one.ids:

@@ -127,7 +127,7 @@ class Stream:
             WeightsmithError: as `add`.
         """
         if any(not 0 < value < math.inf for value in (importance or {}).values()):
-            raise WeightsmithError("the importance of a request must be a positive number")
+            raise WeightsmithError("the importance of a request must be a positive number: leave it out for 1")
         numbers = range(self._next_edit, self._next_edit + len(requests))
         solved = self._solved(self._next_batch, dict(zip(numbers, requests, strict=True)), importance)
         batch = solved if isinstance(solved, Batch) else None

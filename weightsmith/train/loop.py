@@ -50,7 +50,7 @@ class FitOptions:
             if value < 1:
                 raise WeightsmithError(f"{flag} must be at least 1, not {value}: give 1 or more")
         if not (self.lr > 0 and math.isfinite(self.lr)):
-            raise WeightsmithError(f"--lr must be positive, not {self.lr:g}")
+            raise WeightsmithError(f"--lr must be positive, not {self.lr:g}: give 1e-4 say")
 
 
 @dataclass(frozen=True)

@@ -42,7 +42,8 @@ class Breadcrumbs(Method):
         fraction("--density", self.density)
         if not 0 <= self.gamma < 1 or self.density + self.gamma > 1 + 1e-9:
             raise WeightsmithError(
-                f"--gamma {self.gamma:g} must be a share of at least 0 that leaves room for --density {self.density:g}"
+                f"--gamma {self.gamma:g} must be a share of at least 0 that leaves room for --density {self.density:g}: "
+                f"give at most {max(0.0, 1 - self.density):.3g}"
             )
 
     def blender(self, sources: Sources) -> Callable[[str], Blend]:

@@ -114,7 +114,7 @@ def check_options(options: ArtificialOptions) -> None:
     for name in ("lr", "finetune_lr"):
         rate = getattr(options, name)
         if not (rate > 0 and math.isfinite(rate)):
-            raise WeightsmithError(f"{flag(name)} must be positive, not {rate:g}")
+            raise WeightsmithError(f"{flag(name)} must be positive, not {rate:g}: give 1e-3 say")
     _check_pair(options)
 
 

@@ -199,4 +199,4 @@ def _positive(options: CompressOptions, *names: str) -> None:
     for name in names:
         value = getattr(options, name)
         if value is not None and not (value > 0 and math.isfinite(value)):
-            raise WeightsmithError(f"{flag(name)} must be a positive number, not {value:g}")
+            raise WeightsmithError(f"{flag(name)} must be a positive number, not {value:g}: leave it out for the usual")

@@ -75,7 +75,8 @@ def write_peft(source: Source, out: Path, rank: int | None, base_model: str | No
         error = _adapter_error(model, delta, temporary)
         if not error <= _EXACT:
             raise WeightsmithError(
-                f"PEFT reads the adapter back with an error of {error:.2g} of the change: this PEFT does not fit this network"
+                f"PEFT reads the adapter back with an error of {error:.2g} of the change: this PEFT "
+                "does not fit this network, so export merged, or install another peft"
             )
         ranks = _ranks(temporary)
         record = _record(source, "peft") | {"rank": max(ranks), "lost_by_rank": lost, "error_in_peft": error}
@@ -106,11 +107,13 @@ def write_onnx(source: Source, out: Path) -> str:
             session = onnxruntime.InferenceSession(str(temporary), options, providers=["CPUExecutionProvider"])
             difference, largest = _difference(model, session)
         except Exception as error:  # onnxruntime has many types of its own
-            raise WeightsmithError(f"onnxruntime cannot run what was exported ({cause_of(error)})") from error
+            raise WeightsmithError(
+                f"onnxruntime cannot run what was exported ({cause_of(error)}): export merged, or install another onnxruntime"
+            ) from error
         if not difference <= _CLOSE * largest:
             raise WeightsmithError(
                 f"onnxruntime's logits differ by up to {difference:.2g} from the model's, whose largest is {largest:.2g}: "
-                "this network does not survive the export"
+                "this network does not survive the export, so export merged"
             )
     return (
         f"run by onnxruntime on batches of 1 and 3, its logits, up to {largest:.3g}, differ by up to {difference:.1e}"

@@ -109,7 +109,9 @@ def search_of(options: MergeOptions, method: Method, *, blank: bool = False) -> 
     if not all(map(math.isfinite, options.coefficients)):
         raise WeightsmithError("--coefficients must be finite numbers: give 0 0.5 1")
     if options.judging_images is not None and options.judging_images < 1:
-        raise WeightsmithError(f"--judging-images must be at least 1, not {options.judging_images}")
+        raise WeightsmithError(
+            f"--judging-images must be at least 1, not {options.judging_images}: leave it out for all"
+        )
     bench = Bench.of(
         options, options.base, options.models, options.data_path, options.control_data_path, options.judging_images,
         check_device(options.device), blank=blank,
