@@ -14,9 +14,12 @@ import numpy as np
 import pytest
 import torch
 
+from weightsmith.errors import WeightsmithError
 from weightsmith.models import create, save
 from weightsmith.models.mlp import MLPConfig, MLPForImageClassification
 from weightsmith.models.store import wrap
+from weightsmith.run.locate import check_options
+from weightsmith.run.options.locate import TraceOptions
 
 BLUR = ("--data-path", "digits", "--corruption", "blur", "--window", "1")
 
@@ -183,6 +186,12 @@ def test_a_second_data_set_without_the_part(refused: Refused, tmp_path: Path) ->
 
 
 # --- models ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("asked", [{"sites": ("resid.uot",)}, {"tokens": ("clss",)}, {"sites": ()}])
+def test_a_place_that_no_model_has_is_refused_before_one_is_trained(asked: dict[str, tuple[str, ...]]) -> None:
+    with pytest.raises(WeightsmithError, match=r"--sites|--tokens"):
+        check_options(TraceOptions(data_path="digits", model="auto", **asked))
 
 
 def test_a_network_without_tokens(refused: Refused, tmp_path: Path, tiny_model: Callable[..., Any]) -> None:

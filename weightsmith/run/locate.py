@@ -23,9 +23,11 @@ from weightsmith.run.options.locate import (
     LocateOptions,
     PatchAttributionOptions,
     PatchOptions,
+    SweepOptions,
     TraceOptions,
 )
 from weightsmith.run.outcome import Outcome
+from weightsmith.run.places import check_places
 from weightsmith.run.screening import attribute_findings, screen_findings
 from weightsmith.run.session import Kin, at_least, session
 from weightsmith.run.sweeping import swept
@@ -83,6 +85,8 @@ KIN = Kin(
 def check_options(options: LocateOptions) -> None:
     """Everything that can be known to be wrong before any work is done."""
     at_least(options, _LEAST)
+    if isinstance(options, SweepOptions):
+        check_places(options)
     noise, min_gap = getattr(options, "noise", 1.0), getattr(options, "min_gap", None)
     if not 0 < noise < math.inf:
         raise WeightsmithError(f"--noise must be a positive number, not {noise:g}: 3 is usual, give that")

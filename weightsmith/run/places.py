@@ -21,11 +21,29 @@ from weightsmith.site import SUBJECT_TOKENS, Site
 
 _log = logging.getLogger(__name__)
 
+_WORDS = ("all", "auto", "each")
+"""What `--tokens` takes beside the tokens that a site can name."""
+
+
+def check_places(options: SweepOptions) -> None:
+    """What is wrong with `--sites` and `--tokens` whatever the model: names that there are not.
+
+    Raises:
+        WeightsmithError: nothing named, an unknown kind of site, tokens that are neither positions nor a known name.
+    """
+    if not options.sites or not options.tokens:
+        raise WeightsmithError("--sites and --tokens need at least one entry each, resid.out and cls say")
+    for kind in options.sites:
+        with of_flag(f"--sites {kind}"):
+            Site(kind, 0)
+    for tokens in options.tokens:
+        if tokens not in _WORDS:
+            _parsed(tokens)
+
 
 def places_of(options: SweepOptions, model: Model, text: bool) -> dict[str, list[Site]]:
     """The places that the options name: "layers" and "heads"."""
-    if not options.sites or not options.tokens:
-        raise WeightsmithError("--sites and --tokens need at least one entry each, resid.out and cls say")
+    check_places(options)
     windows = options.window if isinstance(options, DrawnOptions) else (1,)
     layers: list[Site] = []
     for kind, tokens in product(dict.fromkeys(options.sites), dict.fromkeys(options.tokens)):
@@ -64,6 +82,10 @@ def _tokens(named: str, model: Model) -> str | tuple[int, ...] | None:
         return None
     if named == "auto":
         return model.family.lookup
+    return _parsed(named)
+
+
+def _parsed(named: str) -> str | tuple[int, ...] | None:
     try:
         return Site.parse(f"resid.out[0]@{named}").tokens
     except WeightsmithError as error:
