@@ -14,6 +14,7 @@ from weightsmith.cli.commands import GROUPS
 from weightsmith.cli.exits import FLAGS, REFUSED
 from weightsmith.cli.helping import general_help, group_help
 from weightsmith.cli.starting import collector_paused
+from weightsmith.ranks import helping, led
 
 __all__ = ["main"]
 
@@ -35,6 +36,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if first.partition("=")[0] == "--completion":
         _complete(first.partition("=")[2] or second)
         return
+    if helping():
+        with led():
+            return
     with collector_paused():
         from weightsmith.cli.parsing import parse
         from weightsmith.cli.wording import UsageError

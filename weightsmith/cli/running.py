@@ -15,6 +15,7 @@ from weightsmith.cli.telling import tell, tell_error, tell_json
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import disk_is_full, recorded
 from weightsmith.progress import CONSOLE
+from weightsmith.ranks import led
 from weightsmith.run.outcome import Outcome
 
 
@@ -25,7 +26,7 @@ def carried_out(call: Call) -> int:
     logger.handlers, logger.propagate = [handler], False
     logger.setLevel(logging.INFO)
     try:
-        with recorded() as written:
+        with led(), recorded() as written:
             outcome = _outcome(call)
         if call.json:
             tell_json(outcome, written)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import zlib
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -53,6 +53,9 @@ class FolderStore:
             image = self._decode(self.paths[position])
             out[place] = np.asarray(image).reshape(out.shape[1:])
         return out
+
+    def only(self, positions: np.ndarray) -> FolderStore:
+        return replace(self, paths=tuple(self.paths[position] for position in positions))
 
     def _decode(self, path: str) -> Image.Image:
         try:

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import hashlib
+import mmap
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from weightsmith.data import seal
+from weightsmith.errors import WeightsmithError
 
 
 class PixelStore(Protocol):
@@ -20,6 +22,13 @@ class PixelStore(Protocol):
 
     def read(self, positions: np.ndarray) -> np.ndarray:
         """Images at these positions, (n, height, width, channels) uint8, channels 1 or 3."""
+        ...
+
+    def only(self, positions: np.ndarray) -> PixelStore:
+        """A store of the images at these positions, in that order: what is sent to another process.
+
+        A file stays where it is, and the other process reads of it what it needs.
+        """
         ...
 
 
@@ -39,6 +48,50 @@ class ArrayStore:
         out = np.empty_like(taken)
         out[order] = taken
         return out[..., None] if out.ndim == 3 else out
+
+    def only(self, positions: np.ndarray) -> PixelStore:
+        mapped = _whole_map(self.array)
+        if mapped is not None:
+            return _FileStore(str(mapped.filename), mapped.dtype.str, mapped.offset, mapped.shape, positions)
+        return ArrayStore(self.array[positions])
+
+
+def _whole_map(array: np.ndarray) -> Any:
+    """The memory map that an array is, where its own offset and shape say where it lies."""
+    base: object = array.base
+    return array if isinstance(array, np.memmap) and isinstance(base, mmap.mmap) and array.flags.c_contiguous else None
+
+
+@dataclass(frozen=True)
+class _FileStore:
+    """Some of the pixels of an array in a file, mapped where they are read.
+
+    Attributes:
+        path, dtype, offset, shape: of the whole array, in C order.
+        positions: (n,) which of its images these are.
+    """
+
+    path: str
+    dtype: str
+    offset: int
+    shape: tuple[int, ...]
+    positions: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.positions)
+
+    def read(self, positions: np.ndarray) -> np.ndarray:
+        try:
+            array = np.memmap(self.path, self.dtype, "r", self.offset, self.shape)
+        except (OSError, ValueError) as error:
+            raise WeightsmithError(
+                f"{self.path} cannot be read ({error}): the processes of a job need one file system, for data and for the "
+                "cache (--cache-dir)"
+            ) from error
+        return ArrayStore(array).read(self.positions[positions])
+
+    def only(self, positions: np.ndarray) -> PixelStore:
+        return replace(self, positions=self.positions[positions])
 
 
 @dataclass(frozen=True)
@@ -99,6 +152,17 @@ class ImageSet:
     def subset(self, which: Sequence[int] | np.ndarray) -> ImageSet:
         """The images at these places of this set, in the given order."""
         return replace(self, positions=self.positions[np.asarray(which, dtype=np.int64)])
+
+    def alone(self) -> ImageSet:
+        """The same images without the rest of their source, and without a seal: what is sent to another process.
+
+        Raises:
+            HeldOutError: the set is sealed.
+        """
+        self.check_open()
+        places = np.arange(len(self))
+        store, labels = self.store.only(self.positions), self.all_labels[self.positions]
+        return replace(self, store=store, positions=places, all_labels=labels, sealed=False)
 
     def seal(self) -> ImageSet:
         """The same images, readable only inside an evaluation."""

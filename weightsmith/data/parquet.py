@@ -55,6 +55,9 @@ class EncodedStore:
             out[place] = self._decode(position).reshape(self.shape)
         return out
 
+    def only(self, positions: np.ndarray) -> EncodedStore:
+        return replace(self, column=self.column.take(positions))
+
     def _decode(self, position: int) -> np.ndarray:
         height, width, channels = self.shape
         try:

@@ -37,6 +37,7 @@ from sklearn.linear_model import Lasso
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
+from weightsmith import ranks
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import atomic_path, read_tensors, understood
 from weightsmith.models import Model
@@ -193,27 +194,22 @@ def attribute(
             not finite.
     """
     options = options or AstraOptions()
-    grid = PatchGrid.of(model)
+    PatchGrid.of(model)  # refuses what has no patches
     targets = checked_classes(model, images, targets, "targets")
     if len(names) != len(images):
         raise WeightsmithError(f"{len(images)} images were given {len(names)} names: give one an image")
     count = options.masks + _FRESH
     group = max(1, options.batch // count)
     fits: list[_Surrogate] = []
+
+    def share(first: int) -> tuple[Any, ...]:
+        place = slice(first, first + group)
+        return model, options, first, images[place], targets[place], names[place]
+
     with progress("attributing", len(images)) as advance:
-        for start in range(0, len(images), group):
-            members = range(start, min(start + group, len(images)))
-            keep = torch.stack([_draw(options, grid.patches, count, index) for index in members])
-            inputs = model.preprocess(images[start : start + group], model.device)
-            logits = _masked_logits(model, grid, inputs, keep, targets[start : start + group], options.batch)
-            for index, shown, values in zip(members, keep.numpy(), logits.numpy(), strict=True):
-                if not np.isfinite(values).all():
-                    raise WeightsmithError(
-                        f"the logits of {names[index]} are not finite under some mask: the model overflows, "
-                        "load it in float32"
-                    )
-                fits.append(_surrogate(shown, values, options))
-            advance(len(members))
+        for _, found in ranks.dealt(_fitted, range(0, len(images), group), share):
+            fits += found
+            advance(len(found))
     weights = np.stack([fit.weights for fit in fits])
     top = tuple(_positive(row, options.top) for row in weights)
     info = {
@@ -233,6 +229,25 @@ def attribute(
         uninformative=tuple(name for name, patches in zip(names, top, strict=True) if not patches),
         info=info,
     )
+
+
+@torch.no_grad()
+def _fitted(
+    model: Model, options: AstraOptions, first: int, images: Tensor, targets: Tensor, names: Sequence[str]
+) -> list[_Surrogate]:
+    """One stand-in an image, of images that are the `first`-th and later ones of all."""
+    grid, count = PatchGrid.of(model), options.masks + _FRESH
+    keep = torch.stack([_draw(options, grid.patches, count, first + place) for place in range(len(images))])
+    inputs = model.preprocess(images, model.device)
+    logits = _masked_logits(model, grid, inputs, keep, targets, options.batch)
+    found: list[_Surrogate] = []
+    for name, shown, values in zip(names, keep.numpy(), logits.numpy(), strict=True):
+        if not np.isfinite(values).all():
+            raise WeightsmithError(
+                f"the logits of {name} are not finite under some mask: the model overflows, load it in float32"
+            )
+        found.append(_surrogate(shown, values, options))
+    return found
 
 
 @dataclass(frozen=True, eq=False)

@@ -10,6 +10,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from weightsmith import ranks
 from weightsmith.effects import Effects
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.locate.cases import Cases, PromptCases, select
@@ -83,12 +84,14 @@ def screen(
     names = cases.names
     rows, ends, classes = [], [], []
     with progress(f"screening by {method}", len(names)) as advance:
-        for start in _chunks(cases):
-            values, gap, decision = _guess(model, cases, start, sites, method, metric, steps)
+        guesses = ranks.dealt(
+            _guess, _chunks(cases), lambda which: (model, select(cases, which), sites, method, metric, steps)
+        )
+        for which, (values, gap, decision) in guesses:
             rows.append(values)
             ends.append(gap)
             classes.append(decision)
-            advance(len(start))
+            advance(len(which))
     clean, corrupted = torch.cat(ends, 1).tolist()
     targets, foils = torch.cat(classes, 1).tolist()
     info = cases.describe() | {
@@ -184,9 +187,10 @@ def _chunks(cases: Cases) -> list[list[int]]:
 
 
 def _guess(
-    model: Model, cases: Cases, which: list[int], sites: Sequence[Site], method: str, metric: str, steps: int
+    model: Model, cases: Cases, sites: Sequence[Site], method: str, metric: str, steps: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """(cases, sites) guesses, (2, cases) clean and corrupted metric, (2, cases) targets and foils."""
+    which = list(range(len(cases.names)))
     meant = [cases.meant(which[0], site) if isinstance(cases, PromptCases) else [site] for site in sites]
     targets(model, [site for group in meant for site in group], cases.tokens(which[0]))  # refuses what a sweep refuses
     singles = [each for group in meant for site in group for each in site.each()]

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from weightsmith import ranks
 from weightsmith.effects import Effects
 from weightsmith.errors import WeightsmithError, did_you_mean
-from weightsmith.locate.cases import UNDECIDED, Cases, PromptCases
+from weightsmith.locate.cases import UNDECIDED, Cases, PromptCases, select
 from weightsmith.locate.hook_lanes import HookLanes
 from weightsmith.locate.lanes import Batch, Lanes
 from weightsmith.locate.metrics import FLOORS, METRICS, Decision, check_metric
@@ -30,6 +32,9 @@ _CPU_LANE_BYTES = 24 * 2**20
 
 _CPU_RUN_BYTES = 512 * 2**20
 """Memory for the clean and corrupted runs that are kept at a time, unless the user gives another."""
+
+_PIECES = 8
+"""Into which the images of a sweep are cut at least on a CPU: what processes share, and what a kill cannot take."""
 
 _SMALLEST = 2**20
 
@@ -120,12 +125,17 @@ def sweep(
     pieces: dict[int, Piece] = {}
     store = None if checkpoint is None else Store(checkpoint, run.fingerprint())
     with progress(title, len(cases.names)) as advance:
+        todo: list[list[int]] = []
         for which in run.chunks():
             piece = store.load(which) if store is not None else None
             if piece is None:
-                piece = run.piece(which)
-                if store is not None:
-                    store.save(which, piece)
+                todo.append(which)
+            else:
+                pieces[which[0]] = piece
+                advance(len(which))
+        for which, piece in ranks.dealt(_piece_of, todo, lambda which: (run.of(which), len(which))):
+            if store is not None:
+                store.save(which, piece)
             pieces[which[0]] = piece
             advance(len(which))
     return run.joined([pieces[first] for first in sorted(pieces)])
@@ -158,8 +168,14 @@ class _Run:
             yield from ([i] for i in range(len(self.cases.names)))
             return
         n, size = len(self.cases.names), max(1, self._budget() // (self.cases.samples * self._input_bytes(0)))
+        if self.model.device.type == "cpu":
+            size = min(size, math.ceil(n / _PIECES))
         for start in range(0, n, size):
             yield list(range(start, min(start + size, n)))
+
+    def of(self, which: list[int]) -> _Run:
+        """The same sweep of some of the cases."""
+        return replace(self, cases=select(self.cases, which))
 
     def piece(self, which: list[int]) -> Piece:
         """Measure some cases."""
@@ -333,6 +349,12 @@ class _Run:
         if self.model.device.type == "cuda":
             return int(torch.cuda.mem_get_info(self.model.device)[0] // 2)
         return min(_CPU_LANE_BYTES, max(self._budget(), _SMALLEST))
+
+
+@torch.no_grad()
+def _piece_of(run: _Run, cases: int) -> Piece:
+    """One process's share of a sweep."""
+    return run.piece(list(range(cases)))
 
 
 def lanes_for(model: Model, clean: Tensor, corrupted: Tensor, kinds: set[str], held: set[str]) -> Lanes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import time
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,14 +14,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weightsmith import ranks
 from weightsmith.data.images import ImageSet
 from weightsmith.data.texts import TextSet
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import default_cache_dir, read_tensors
 from weightsmith.measure.convergence import Convergence
+from weightsmith.measure.reading import read_alone, read_shared
 from weightsmith.measure.sums import RunningSum, write_tensors
 from weightsmith.models import Model
-from weightsmith.models.hooks import record_until
 from weightsmith.progress import progress
 from weightsmith.site import Site
 
@@ -156,20 +157,18 @@ def _measured(
     sums = [RunningSum.load(path, site, len(samples), size) for site, path in partial.items()]
     done = min(running.samples for running in sums)
     saved, save_seconds = time.monotonic(), 0.0
+    read = read_alone if ranks.world() == 1 else read_shared
     try:
         with progress("key statistics", len(samples), done) as advance:
-            for inputs in _inputs(model, _ordered(samples, until), done, size):
-                active = [running for running in sums if running.samples == done]
-                seen = record_until(model, inputs, [running.site for running in active]) if active else {}
-                done += len(inputs)
-                for running in active:
-                    running.add(seen.pop(running.site), len(inputs))
+            for count in read(model, _ordered(samples, until), sums, done, size, until):
+                done += count
+                for running in [each for each in sums if each.samples == done]:
                     if until is not None and done < len(samples) and running.converged(until):
                         yield _moment(running, len(samples), until, converged=True)
                         sums.remove(running)  # not before its taker has kept it
                 if not sums:
                     return
-                advance(len(inputs), "" if sums[0].last is None else str(sums[0].last))
+                advance(count, "" if sums[0].last is None else str(sums[0].last))
                 # Saving may take one second in twenty, however large the sums.
                 if time.monotonic() - saved > max(_SAVE_SECONDS, 20 * save_seconds):
                     save_seconds = _put_aside(sums, partial)
@@ -221,18 +220,6 @@ def _ordered(samples: ImageSet | TextSet, until: Convergence | None) -> ImageSet
         free = len(places) - 1 if isinstance(samples, TextSet) else len(places)
         places = np.concatenate([places[:free][np.random.default_rng(_SEED).permutation(free)], places[free:]])
     return samples.subset(places)
-
-
-def _inputs(model: Model, samples: ImageSet | TextSet, done: int, size: int) -> Iterator[Tensor]:
-    """What the model reads, batch by batch, from the `done`-th sample on."""
-    rest = samples.subset(range(done, len(samples)))
-    if isinstance(rest, TextSet):
-        for ids in rest.batches(size):
-            yield ids.to(model.device)
-    else:
-        dtype = next(model.module.parameters()).dtype
-        for pixels, _ in rest.batches(size):
-            yield model.preprocess(pixels, model.device).to(dtype)
 
 
 def _batch_size(model: Model, samples: ImageSet | TextSet) -> int:

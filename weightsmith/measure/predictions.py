@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from weightsmith import ranks
 from weightsmith.data.images import ImageSet
 from weightsmith.errors import WeightsmithError
 from weightsmith.models import Model
@@ -64,12 +66,28 @@ def predict(model: Model, images: ImageSet, batch_size: int = BATCH, title: str 
             f"{model.name} has {model.n_classes} classes and the data {images.n_classes}: "
             "train on this data, or give data with the model's classes"
         )
-    pieces: list[Tensor] = []
+    labels = torch.from_numpy(np.array(images.labels))
+    batches = math.ceil(len(images) / batch_size)
+    if ranks.world() == 1 or batches == 1:
+        logits = _logits(model, images, batch_size, title)
+    else:
+        cut = [
+            np.arange(len(images))[each.start * batch_size : each.stop * batch_size] for each in ranks.divided(batches)
+        ]
+        shares = [(model, images.subset(which).alone(), batch_size, title) for which in cut]
+        logits = torch.cat(ranks.everywhere(_logits, shares))
+    return Predictions(logits, labels, tuple(images.names()))
+
+
+@torch.no_grad()
+def _logits(model: Model, images: ImageSet, batch_size: int, title: str) -> Tensor:
+    """(n, classes) float32."""
+    pieces = [torch.empty(0, model.n_classes)]
     with progress(title, len(images)) as advance:
         for pixels, labels in images.batches(batch_size):
             pieces.append(model.logits(model.preprocess(pixels, model.device)).float().cpu())
             advance(len(labels))
-    return Predictions(torch.cat(pieces), torch.from_numpy(np.array(images.labels)), tuple(images.names()))
+    return torch.cat(pieces)
 
 
 def misclassified(

@@ -73,6 +73,21 @@ class RunningSum:
         self.samples += samples
         self._whole = True
 
+    def join(self, other: RunningSum) -> None:
+        """Add what another process has summed over samples of its own, at the same site."""
+        if other._total is None:
+            return
+        self._whole = False
+        self._total = other._total if self._total is None else self._total.add_(other._total.to(self._total.device))
+        self.count += other.count
+        self.samples += other.samples
+        self._whole = True
+
+    @property
+    def width(self) -> int:
+        """Entries of a key; 0 before one was read."""
+        return 0 if self._total is None else len(self._total)
+
     def matrix(self) -> Tensor:
         """(d, d) float64 on the CPU, symmetric to the bit: the mean of k kᵀ."""
         assert self._total is not None

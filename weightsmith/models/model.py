@@ -164,6 +164,10 @@ class Model:
         text = json.dumps([weights_hash(self.module), said, self.encode.describe()], sort_keys=True, default=str)
         return hashlib.sha256(text.encode()).hexdigest()
 
+    def shared_key(self) -> str:
+        """By which the processes of a job know the network (`weightsmith.ranks`)."""
+        return self.fingerprint()
+
     def sites(self) -> list[Site]:
         """Every site of the network, whole blocks and all tokens (heads are parts of theirs)."""
         found: list[Site] = []

@@ -102,7 +102,7 @@ class _Distilling(ImageTraining):
     ) -> None:
         beside = {"teacher": teacher.fingerprint()}
         super().__init__(model, train, val, options, checkpoint, pin_memory, on_epoch, beside)
-        self.teacher, self.temperature, self.share = teacher, options.temperature, options.label_weight
+        self.teacher, self.temperature, self.label_share = teacher, options.temperature, options.label_weight
         self.clean = predict(teacher, val, title="the whole model").logits.double().log_softmax(-1)
         before: dict[str, float] = {"epoch": 0, "train_loss": math.nan, "train_accuracy": math.nan}
         before |= {**self._measure(), "lr": 0.0, "seconds": 0.0}
@@ -116,9 +116,9 @@ class _Distilling(ImageTraining):
         wanted_distribution = (given.float() / self.temperature).log_softmax(-1)
         found = (logits.float() / self.temperature).log_softmax(-1)
         apart = self.temperature**2 * F.kl_div(found, wanted_distribution, reduction="batchmean", log_target=True)
-        if self.share == 0:
+        if self.label_share == 0:
             return apart
-        return (1 - self.share) * apart + self.share * super()._loss(logits, wanted, pixels)
+        return (1 - self.label_share) * apart + self.label_share * super()._loss(logits, wanted, pixels)
 
     def _measure(self) -> dict[str, float]:
         seen = predict(self.model, self.val, title="validation")

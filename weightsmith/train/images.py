@@ -6,6 +6,7 @@ import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -17,7 +18,8 @@ from weightsmith.data.views import view
 from weightsmith.errors import WeightsmithError
 from weightsmith.measure import predict
 from weightsmith.models import Model
-from weightsmith.train.loop import Batch, FitOptions, History, Training
+from weightsmith.train.loop import FitOptions, History, Training
+from weightsmith.train.sharing import Batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -100,16 +102,29 @@ class ImageTraining(Training):
         self.pin_memory = pin_memory and self.device.type == "cuda"
         self.order = (-1, np.empty(0, dtype=np.int64))
 
-    def _forward(self, epoch: int, step: int) -> Batch:
+    def __getstate__(self) -> dict[str, Any]:
+        return super().__getstate__() | {
+            "train": self.train.alone(),
+            "val": None,
+            "order": (-1, np.empty(0, dtype=np.int64)),
+        }
+
+    def _forward(self, epoch: int, step: int) -> Batch | None:
         options = self.options
         if self.order[0] != epoch:
             # The order depends on seed and epoch alone, so that a resumed epoch goes on where it stopped.
             self.order = epoch, np.random.default_rng([options.seed, epoch]).permutation(len(self.train))
         which = self.order[1][step * options.batch_size : (step + 1) * options.batch_size]
-        pixels, wanted = self.train.pixels(which), self.labels[which]
+        own = self.share.of(len(which))
+        if own.start == own.stop:
+            return None
+        pixels, wanted = self.train.pixels(which[own]), self.labels[which[own]]
         if self.augment != "none":
             generator = torch.Generator().manual_seed(options.seed * 1_000_003 + epoch * self.steps[epoch] + step)
-            pixels = view(self.augment)(pixels.float(), generator).round().to(torch.uint8)
+            # Views are drawn for a batch as a whole; those of the other parts' images are black here, and thrown away.
+            batch = torch.zeros(len(which), *pixels.shape[1:])
+            batch[own] = pixels.float()
+            pixels = view(self.augment)(batch, generator)[own].round().to(torch.uint8)
         if self.pin_memory:
             pixels, wanted = pixels.pin_memory(), wanted.pin_memory()
         wanted = wanted.to(self.device, non_blocking=True)

@@ -16,7 +16,8 @@ import torch.nn.functional as F
 
 from weightsmith.errors import WeightsmithError
 from weightsmith.models import Model
-from weightsmith.train.loop import Batch, FitOptions, History, Training
+from weightsmith.train.loop import FitOptions, History, Training
+from weightsmith.train.sharing import Batch
 
 _NOTHING = -100
 """Stands where there is no next token to foresee."""
@@ -108,8 +109,11 @@ class _LanguageTraining(Training):
                 room = self.length - len(self.first[text])
         return rows
 
-    def _forward(self, epoch: int, step: int) -> Batch:
+    def _forward(self, epoch: int, step: int) -> Batch | None:
         rows = self.packed[epoch][step * self.options.batch_size : (step + 1) * self.options.batch_size]
+        rows = rows[self.share.of(len(rows))]
+        if not rows:
+            return None
         filled = [self._ids(row) for row in rows]
         ids = torch.full((len(rows), max(map(len, filled))), self.end)
         wanted = torch.full_like(ids, _NOTHING)

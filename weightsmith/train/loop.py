@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import math
@@ -16,11 +17,13 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from weightsmith import ranks
 from weightsmith.delta import weights_hash
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import atomic_path
 from weightsmith.models import Model
 from weightsmith.progress import progress
+from weightsmith.train.sharing import Batch, Share, replicas, steps_of_replica
 from weightsmith.train.tracking import log_epoch
 
 _log = logging.getLogger(__name__)
@@ -62,19 +65,6 @@ class History:
     skipped: bool = False
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What a step's forward pass gives.
-
-    Attributes:
-        loss: scalar, a mean over what was decided; hits: how many decisions are right; seen: of how many.
-    """
-
-    loss: Tensor
-    hits: int
-    seen: int
-
-
 @dataclass
 class _State:
     """Where a training stands: everything that a checkpoint holds beside the tensors."""
@@ -112,20 +102,45 @@ class Training(ABC):
         self.on_epoch = on_epoch or (lambda _: None)
         self.device = model.device
         self.match = {**data, "initial_weights": weights_hash(model), "options": asdict(options)}
-        self.optimizer = torch.optim.AdamW(model.module.parameters(), lr=options.lr, weight_decay=options.weight_decay)
+        self.share = Share()
+        self._prepare()
+        self.state = _State()
+        self.best_weights: dict[str, Tensor] = {}
+        self.saved_at = time.monotonic()
+
+    def _prepare(self) -> None:
+        """What steps are taken with, at the start of a training."""
+        options = self.options
+        self.optimizer = torch.optim.AdamW(
+            self.model.module.parameters(), options.lr, weight_decay=options.weight_decay
+        )
         self.scheduler = torch.optim.lr_scheduler.LambdaLR(self.optimizer, self._rate)
         # bfloat16 needs no scaling of gradients; older CUDA cards have float16 only, which does.
         self.half = None
         if self.device.type == "cuda":
             self.half = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half == torch.float16)
-        self.state = _State()
-        self.best_weights: dict[str, Tensor] = {}
-        self.saved_at = time.monotonic()
+
+    def __getstate__(self) -> dict[str, Any]:
+        """What a replica in another process needs: it takes the same steps, and keeps and tells nothing."""
+        left = ("optimizer", "scheduler", "scaler", "half", "on_epoch", "best_weights", "checkpoint", "device")
+        stands = {name: getattr(self, name).state_dict() for name in ("optimizer", "scheduler", "scaler")}
+        return {name: value for name, value in vars(self).items() if name not in left} | {"stands": stands}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        stands = state.pop("stands")
+        vars(self).update(state)
+        self.model = copy.deepcopy(self.model)  # the one that was sent is known by the weights that it has
+        self.device = self.model.device
+        self._prepare()
+        for name, stand in stands.items():
+            getattr(self, name).load_state_dict(stand)
 
     @abstractmethod
-    def _forward(self, epoch: int, step: int) -> Batch:
-        """Loss of the samples of one step; they depend on seed, epoch and step alone."""
+    def _forward(self, epoch: int, step: int) -> Batch | None:
+        """Loss of this process's share of the samples of one step, which depend on seed, epoch and step alone; None where
+        it has none.
+        """
 
     @abstractmethod
     def _measure(self) -> dict[str, float]:
@@ -146,7 +161,7 @@ class Training(ABC):
         torch.manual_seed(self.options.seed) if self.state.epoch == self.state.step == 0 else None
         done = sum(self.steps[: self.state.epoch]) + self.state.step
         try:
-            with progress("training", sum(self.steps), done) as advance:
+            with progress("training", sum(self.steps), done) as advance, replicas(self):
                 for epoch in range(self.state.epoch, self.options.epochs):
                     self._epoch(epoch, lambda: advance(1, self._note()))
         finally:
@@ -167,35 +182,57 @@ class Training(ABC):
 
     def _epoch(self, epoch: int, advance: Callable[[], None]) -> None:
         started = time.monotonic() - self.state.seconds
-        self.model.module.train()
-        for step in range(self.state.step, self.steps[epoch]):
-            self._step(epoch, step)
-            self.state.step = step + 1
+
+        def kept() -> None:
             advance()
             if time.monotonic() - self.saved_at > _SAVE_SECONDS:
                 self.state.seconds = time.monotonic() - started
                 self._save()
-        self.model.module.eval()
+
+        if self.share.size == 1:
+            self.run_steps(epoch, self.state.step, kept)
+        else:
+            told = [(epoch, self.state.step)] * self.share.size
+            ranks.everywhere(steps_of_replica, told, lambda: self.run_steps(epoch, self.state.step, kept))
         self._finish_epoch(epoch, time.monotonic() - started)
 
+    def run_steps(self, epoch: int, first: int, after: Callable[[], None] = lambda: None) -> None:
+        """The steps of an epoch from the `first` on; `after` is called behind each."""
+        self.model.module.train()
+        for step in range(first, self.steps[epoch]):
+            self._step(epoch, step)
+            self.state.step = step + 1
+            after()
+        self.model.module.eval()
+
     def _step(self, epoch: int, step: int) -> None:
-        with torch.autocast(self.device.type, dtype=self.half) if self.half else nullcontext():
-            batch = self._forward(epoch, step)
-        if not bool(torch.isfinite(batch.loss)):
+        batch, failed = self.share.tried(lambda: self._autocast(epoch, step))
+        loss, hits, seen = self.share.totals(batch, failed)
+        if not math.isfinite(loss):
             raise WeightsmithError(
-                f"the training loss became {batch.loss.item()} in epoch {self.state.epoch + 1}: "
+                f"the training loss became {loss / max(seen, 1)} in epoch {self.state.epoch + 1}: "
                 f"give a smaller {self.rate_flag} than {self.options.lr:g}"
             )
         self.optimizer.zero_grad(set_to_none=True)
-        self.scaler.scale(batch.loss).backward()  # type: ignore[no-untyped-call]
+        _, failed = self.share.tried(lambda: self._backward(batch, seen))
+        self.share.sum_gradients(self.model.module, failed)
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.model.module.parameters(), 1.0)
         self.scaler.step(self.optimizer)
         self.scaler.update()
         self.scheduler.step()
-        self.state.loss += float(batch.loss.detach()) * batch.seen
-        self.state.hits += batch.hits
-        self.state.seen += batch.seen
+        self.state.loss += loss
+        self.state.hits += hits
+        self.state.seen += seen
+
+    def _autocast(self, epoch: int, step: int) -> Batch | None:
+        with torch.autocast(self.device.type, dtype=self.half) if self.half else nullcontext():
+            return self._forward(epoch, step)
+
+    def _backward(self, batch: Batch | None, seen: int) -> None:
+        if batch is not None:  # where each process has a share, the mean over all of them is what is followed
+            loss = batch.loss if batch.seen == seen else batch.loss * (batch.seen / seen)
+            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def _finish_epoch(self, epoch: int, seconds: float) -> None:
         state = self.state
