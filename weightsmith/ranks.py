@@ -42,6 +42,10 @@ _PATIENCE = timedelta(days=30)
 _log = logging.getLogger(__name__)
 
 
+class ElsewhereError(WeightsmithError):
+    """A share could not be finished because of what another process met, which is told in place of this."""
+
+
 class Shared(Protocol):
     """What is sent to a process once and kept there."""
 
@@ -148,7 +152,7 @@ def everywhere(
             how, what = pickle.loads(_received(rank))  # noqa: S301  (from a process of this job)
             if how == "done":
                 done[rank] = what
-            elif failed is None:
+            elif failed is None or (isinstance(failed, ElsewhereError) and not isinstance(what, ElsewhereError)):
                 failed = what if isinstance(what, Exception) else RuntimeError(f"in process {rank}:\n{what}")
     if failed is not None:
         raise failed
@@ -189,16 +193,18 @@ def _join() -> None:
         from accelerate import PartialState
     except ImportError as error:
         raise WeightsmithError("several processes need accelerate: pip install 'weightsmith[parallel]'") from error
+    import torch
     import torch.distributed as dist
 
     try:
-        state = PartialState(timeout=_PATIENCE)
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
         _team.group = dist.new_group(backend="gloo", timeout=_PATIENCE) if dist.get_backend() != "gloo" else None
     except (RuntimeError, ValueError) as error:
         raise WeightsmithError(
             f"the processes do not find one another ({str(error).splitlines()[0]}): see that MASTER_ADDR and MASTER_PORT can "
             "be reached from every machine, or start one process without torchrun"
         ) from error
+    assert state.num_processes == int(os.environ["WORLD_SIZE"])
     _team.size, _team.rank, _team.device = state.num_processes, state.process_index, state.device
     _team.known, _team.busy, _team.broken = {}, False, False
 

@@ -23,7 +23,7 @@ from weightsmith.data.seal import evaluation
 from weightsmith.delta import Delta, Dense
 from weightsmith.errors import HeldOutError, WeightsmithError
 from weightsmith.files import default_cache_dir
-from weightsmith.measure import Convergence, Moment, key_moment, mixed, moments, sums
+from weightsmith.measure import Convergence, Moment, key_moment, mixed, moments, reading, sums
 from weightsmith.measure.sums import RunningSum
 from weightsmith.models import Model, Preprocess, count_blocks, families
 from weightsmith.site import Site
@@ -411,7 +411,7 @@ def test_a_damaged_entry_is_measured_again(
 
 def break_off(monkeypatch: pytest.MonkeyPatch, after: int, then: Callable[[], object] | None = None) -> None:
     """Interrupt the pass in place of batch `after`, or do something then and go on."""
-    record_until, calls = moments.record_until, iter(range(10**6))
+    record_until, calls = reading.record_until, iter(range(10**6))
 
     def counted(*arguments: Any) -> dict[Site, Tensor]:
         if next(calls) == after:
@@ -420,7 +420,7 @@ def break_off(monkeypatch: pytest.MonkeyPatch, after: int, then: Callable[[], ob
             then()
         return record_until(*arguments)
 
-    monkeypatch.setattr(moments, "record_until", counted)
+    monkeypatch.setattr(reading, "record_until", counted)
 
 
 @contextmanager
@@ -476,7 +476,7 @@ def test_saving_takes_its_share_of_the_time_and_no_more(
 ) -> None:
     model, seconds, saves = tiny_model("gpt2"), [0.0], []
     monkeypatch.setattr(moments.time, "monotonic", lambda: seconds[0])
-    record_until, save = moments.record_until, RunningSum.save
+    record_until, save = reading.record_until, RunningSum.save
 
     def slow_pass(*arguments: Any) -> dict[Site, Tensor]:
         seconds[0] += 10
@@ -487,7 +487,7 @@ def test_saving_takes_its_share_of_the_time_and_no_more(
         seconds[0] += 4
         save(self, path)
 
-    monkeypatch.setattr(moments, "record_until", slow_pass)
+    monkeypatch.setattr(reading, "record_until", slow_pass)
     monkeypatch.setattr(RunningSum, "save", slow_save)
     key_moment(model, [Site("mlp.key", 0)], samples_for(model, 40), tmp_path, 1)
     assert saves[0] == 40, "the first after 30 seconds"

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from weightsmith import ranks
 from weightsmith.errors import WeightsmithError
 from weightsmith.evaluate.generation import BATCH, generate
 from weightsmith.models import Model
@@ -165,27 +167,47 @@ def likelihoods(
     inputs = sorted(owners, key=lambda ids: (len(ids), ids))
     nll, right = np.zeros(len(texts)), np.zeros(len(texts))
     with progress(title, len(inputs)) as advance:
-        for first in range(0, len(inputs), batch_size):
-            batch = inputs[first : first + batch_size]
-            padded = torch.zeros(len(batch), len(batch[-1]), dtype=torch.int64)
-            for row, ids in enumerate(batch):
-                padded[row, : len(ids)] = torch.tensor(ids)
-            hidden = model.run_blocks(0, model.embed(padded.to(model.device)))
-            places = [
-                (row, len(ids) - texts[i][1] + k, texts[i][0][len(ids) - texts[i][1] + k + 1], i)
-                for row, ids in enumerate(batch)
-                for i in owners[ids]
-                for k in range(texts[i][1])
-            ]
-            for part in torch.split(
-                torch.tensor(places), batch_size
-            ):  # a vocabulary is wide: logits of the answers only
-                losses, hits = _read(model, hidden, part)
-                np.add.at(nll, part[:, 3].numpy(), losses.cpu().numpy())
-                np.add.at(right, part[:, 3].numpy(), hits.cpu().numpy())
+
+        def share(batch: list[tuple[int, ...]]) -> tuple[Any, ...]:
+            return model, batch, [[(i, *texts[i]) for i in owners[ids]] for ids in batch], batch_size
+
+        batches = [inputs[first : first + batch_size] for first in range(0, len(inputs), batch_size)]
+        for batch, found in ranks.dealt(_losses, batches, share):
+            for which, losses, hits in found:
+                np.add.at(nll, which, losses)
+                np.add.at(right, which, hits)
             advance(len(batch))
     counts = np.array([count for _, count in texts])
     return nll / counts, right / counts
+
+
+@torch.no_grad()
+def _losses(
+    model: Model,
+    batch: Sequence[tuple[int, ...]],
+    owners: Sequence[Sequence[tuple[int, tuple[int, ...], int]]],
+    batch_size: int,
+) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+    """(numbers of texts, losses, whether they are the most probable token) of the answers' tokens, in pieces.
+
+    Args:
+        batch: rows of ids. owners: of each row, the (number, ids, count of the answer's) of the texts that begin with it.
+    """
+    padded = torch.zeros(len(batch), len(batch[-1]), dtype=torch.int64)
+    for row, ids in enumerate(batch):
+        padded[row, : len(ids)] = torch.tensor(ids)
+    hidden = model.run_blocks(0, model.embed(padded.to(model.device)))
+    places = [
+        (row, len(ids) - count + k, text[len(ids) - count + k + 1], i)
+        for row, ids in enumerate(batch)
+        for i, text, count in owners[row]
+        for k in range(count)
+    ]
+    found = []
+    for part in torch.split(torch.tensor(places), batch_size):  # a vocabulary is wide: logits of the answers only
+        losses, hits = _read(model, hidden, part)
+        found.append((part[:, 3].numpy(), losses.cpu().numpy(), hits.cpu().numpy()))
+    return found
 
 
 def _read(model: Model, hidden: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:

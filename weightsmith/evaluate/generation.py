@@ -7,12 +7,14 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import torch
 from scipy.stats import entropy
 from torch import Tensor
 
+from weightsmith import ranks
 from weightsmith.errors import WeightsmithError
 from weightsmith.models import Model
 from weightsmith.progress import progress
@@ -57,11 +59,14 @@ def generate(
     written: list[tuple[int, ...]] = [()] * len(prompts)
     order = sorted((i for i, wanted in enumerate(steps) if wanted > 0), key=lambda i: (steps[i], len(prompts[i]), i))
     with progress(title, len(order)) as advance:
-        for first in range(0, len(order), batch_size):
-            batch = order[first : first + batch_size]
+
+        def share(batch: list[int]) -> tuple[Any, ...]:
             most = steps[batch[-1]]
             draws = None if top_k == 1 else np.stack([np.random.default_rng([seed, i]).random(most) for i in batch])
-            tokens = _continued(model, [prompts[i] for i in batch], most, top_k, draws)
+            return model, [prompts[i] for i in batch], most, top_k, draws
+
+        batches = [order[first : first + batch_size] for first in range(0, len(order), batch_size)]
+        for batch, tokens in ranks.dealt(_continued, batches, share):
             for row, i in zip(tokens.tolist(), batch, strict=True):
                 written[i] = tuple(row[: steps[i]])
             advance(len(batch))
@@ -81,6 +86,7 @@ def fluency(text: str) -> float:
     return 100 * (2 / 3 * two + 4 / 3 * three) / 2
 
 
+@torch.no_grad()
 def _continued(
     model: Model, prompts: list[tuple[int, ...]], steps: int, top_k: int, draws: np.ndarray | None
 ) -> Tensor:

@@ -133,7 +133,7 @@ def sweep(
             else:
                 pieces[which[0]] = piece
                 advance(len(which))
-        for which, piece in ranks.dealt(_piece_of, todo, lambda which: (run.of(which), len(which))):
+        for which, piece in ranks.dealt(_piece_of, todo, run.share):
             if store is not None:
                 store.save(which, piece)
             pieces[which[0]] = piece
@@ -173,9 +173,11 @@ class _Run:
         for start in range(0, n, size):
             yield list(range(start, min(start + size, n)))
 
-    def of(self, which: list[int]) -> _Run:
-        """The same sweep of some of the cases."""
-        return replace(self, cases=select(self.cases, which))
+    def share(self, which: list[int]) -> tuple[_Run, list[int]]:
+        """What another process needs to measure these cases: no others."""
+        if ranks.world() == 1:
+            return self, which
+        return replace(self, cases=select(self.cases, which)), list(range(len(which)))
 
     def piece(self, which: list[int]) -> Piece:
         """Measure some cases."""
@@ -352,9 +354,9 @@ class _Run:
 
 
 @torch.no_grad()
-def _piece_of(run: _Run, cases: int) -> Piece:
+def _piece_of(run: _Run, which: list[int]) -> Piece:
     """One process's share of a sweep."""
-    return run.piece(list(range(cases)))
+    return run.piece(which)
 
 
 def lanes_for(model: Model, clean: Tensor, corrupted: Tensor, kinds: set[str], held: set[str]) -> Lanes:

@@ -18,6 +18,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
+from weightsmith import ranks
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.files import cause_of, explained, remove, remove_leftovers, user_path, write_json, write_text
 from weightsmith.run.options.correct import STAGE_NAMES, RunOptions
@@ -281,6 +282,7 @@ def environment() -> dict[str, Any]:
         "packages": {name: metadata.version(name) for name in packages},
         "commit": _commit(),
         "threads": torch.get_num_threads(),
+        "processes": ranks.world(),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
     }
 

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from weightsmith import ranks
-from weightsmith.errors import WeightsmithError
 
 if TYPE_CHECKING:
     from weightsmith.train.loop import Training
@@ -96,7 +95,7 @@ def _all_well(failed: Exception | None, failures: float) -> None:
     if failed is not None:
         raise failed
     if failures:
-        raise WeightsmithError("the training ended in another process of this job: what it met is told by that one")
+        raise ranks.ElsewhereError("the training ended in another process of this job: see what that one says")
 
 
 @contextmanager
