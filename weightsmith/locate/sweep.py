@@ -34,7 +34,7 @@ _CPU_RUN_BYTES = 512 * 2**20
 """Memory for the clean and corrupted runs that are kept at a time, unless the user gives another."""
 
 _PIECES = 8
-"""Into which the images of a sweep are cut at least on a CPU: what processes share, and what a kill cannot take."""
+"""Into which the images of a large sweep are cut at least on a CPU: what processes share, and what a kill cannot take."""
 
 _SMALLEST = 2**20
 
@@ -169,7 +169,9 @@ class _Run:
             return
         n, size = len(self.cases.names), max(1, self._budget() // (self.cases.samples * self._input_bytes(0)))
         if self.model.device.type == "cpu":
-            size = min(size, math.ceil(n / _PIECES))
+            # Fewer would not fill a batch of lanes, and small sweeps are over before they are shared.
+            full = math.ceil(_CPU_LANE_BYTES * self.model.n_layers / (self._input_bytes(0) * self.cases.samples))
+            size = min(size, max(math.ceil(n / _PIECES), full))
         for start in range(0, n, size):
             yield list(range(start, min(start + size, n)))
 
