@@ -14,7 +14,7 @@ from functools import cached_property
 from typing import ClassVar
 
 from weightsmith.errors import WeightsmithError
-from weightsmith.report.parts.axes import apart, ends_of, scaled, tick_label, ticks_of, told_number
+from weightsmith.report.parts.axes import apart, ends_of, scaled, tick_label, ticks_of, told_bounds, told_number
 from weightsmith.report.parts.blocks import Block
 from weightsmith.report.parts.chart import COLOURS, MARKS, WIDTH, Line, Point, has_numbers, keys_of, more_told
 
@@ -173,10 +173,7 @@ class Bars(Block):
         )
 
     def _values(self, point: Point) -> tuple[str, str]:
-        interval = ""
-        if not math.isnan(point.low) and not math.isnan(point.high):
-            interval = f"{told_number(point.low, self.percent)} to {told_number(point.high, self.percent)}"
-        return told_number(point.y, self.percent), interval
+        return told_number(point.y, self.percent), told_bounds(point.low, point.high, self.percent)
 
     @cached_property
     def _ends(self) -> tuple[float, float]:
