@@ -234,7 +234,9 @@ def evaluation_inputs(section: Section | None = None) -> EvaluationInputs:
         env=WHERE,
         section=section,
         by_class=[(name, shares) for name, (_, shares) in zip(CLASSES, classes(names), strict=True)],
-        bins={name: [ConfidenceBin(0.8, 0.9, 0.85, proportion(30 - place, 40))] for place, name in enumerate(names)},
+        bins={
+            name: [ConfidenceBin(0.8, 0.9, 0.81 + place / 30, proportion(30, 40))] for place, name in enumerate(names)
+        },
         chosen=[("best accuracy", "whole"), ("best efficiency", SCRIPT)],
         confusions={"whole": before, SCRIPT: after, HANDLER: before},
         class_names=CLASSES,

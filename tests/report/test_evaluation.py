@@ -177,7 +177,7 @@ def test_one_model_alone_has_no_differences_and_many_classes_are_not_drawn_singl
     assert not {"Accuracy − the baseline's", "Time, of the baseline's", "Size, of the baseline's"} & set(alone)
     names = ["one", "two"]
     many = charts(evaluated(names), classes(names, 13))["Accuracy − the baseline's"]
-    assert many.lines[0].points[0].each == ()  # type: ignore[attr-defined]
+    assert many.lines[0].points[0].each == []  # type: ignore[attr-defined]
 
 
 def test_the_front_over_multiplications_is_of_its_own() -> None:
@@ -192,7 +192,7 @@ def test_the_front_over_multiplications_is_of_its_own() -> None:
 def test_accuracy_by_confidence_has_the_bins_with_their_images() -> None:
     bins = {"one": [ConfidenceBin(0.6, 0.7, 0.66, Interval(0.5, 0.4, 0.6, 1200))]}
     (_, one, two) = charts(evaluated(["one", "two"]), bins=bins)["Accuracy by confidence"].lines  # type: ignore[attr-defined]
-    assert one.name == "one"
+    assert one.name == "one (baseline)"
     assert list(one.points) == [Point(0.66, 0.5, 0.4, 0.6, "1,200 images")]
     assert list(two.points) == []
 

@@ -161,12 +161,12 @@ def _bars(
 
 
 def _differences(rows: Sequence[Row], by_class: ByClass, baseline: str) -> Bars | None:
-    points = []
+    points, shown = [], by_class if _few(by_class) else ()
     for at, row in enumerate(rows):
         value, low, high = (100 * number(row[f"accuracy_change{end}"]) for end in ("", "_low", "_high"))
         name = str(row["model"])
-        apart = [100 * (shares[name].value - shares[baseline].value) for _, shares in by_class]
-        points.append(Point(float(at), value, low, high, each=apart if _few(by_class) else ()))
+        apart = [100 * (shares[name].value - shares[baseline].value) for _, shares in shown]
+        points.append(Point(float(at), value, low, high, each=apart))
     title = "Accuracy − the baseline's"
     return _drawn(rows, title, "percentage points", [Line("", points)], each="single classes")
 

@@ -18,6 +18,8 @@ MOST_ROWS = 40
 """Rows of a table that a page shows."""
 
 _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?|[-+]?nan|[-+]?inf")
+_MEASURED = re.compile(r"[-+]?\d[\d.,]*([eE][-+]?\d+)?%?( points)?( \([-+\d.e]+ to [-+\d.e]+\))?")
+"""A number as a page has it, with its interval; a column of such goes to the right and is not broken into lines."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -122,12 +124,16 @@ def table_of(title: str, rows: Sequence[Row], file: str = "") -> dict[str, Any]:
     return {
         "title": title,
         "names": list(columns),
-        "numeric": [
-            all(_NUMBER.fullmatch(text) or text in ("", "n/a") for text in texts) for texts in columns.values()
-        ],
+        "numeric": [_is_numeric(texts) for texts in columns.values()],
         "lines": list(zip(*columns.values(), strict=True)),
         "left": left,
     }
+
+
+def _is_numeric(texts: Sequence[str]) -> bool:
+    """Whether a column is of numbers; that of differences names the one that the others differ from."""
+    said = [text for text in texts if text not in ("", "n/a", "baseline")]
+    return all(_NUMBER.fullmatch(text) or _MEASURED.fullmatch(text) for text in said) and (bool(said) or "n/a" in texts)
 
 
 def _column(values: Sequence[object]) -> list[str]:
