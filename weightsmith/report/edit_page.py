@@ -33,6 +33,8 @@ _MEANINGS = {
 _SHARES = frozenset(name for name in _MEANINGS if name not in ("fluency", "perplexity", "drift"))
 _MOST_FACTS = 48
 """Facts of a kind and method that a page shows."""
+_FEW_BATCHES = 12
+"""Batches up to which an axis has a tick for each."""
 _MOST_BINS = 40
 """Points of a curve over batches."""
 
@@ -160,7 +162,7 @@ def _facts(inputs: EditInputs) -> list[Block]:
             if rows:
                 shots = fitting([_shot(row, inputs.prompts, good) for row in rows[:_MOST_FACTS]], budget)
                 word = "taken" if good else "not taken"
-                cards = Cards(shots=shots, total=len(rows), file="answers.csv", called="fact")
+                cards = Cards(shots=shots, total=len(rows), file="answers.csv", called="fact", of="answer")
                 panels.append((f"{method}: {len(rows)} {word}", [cards]))
     return [Tabs(label="Facts by method", panels=panels)] if panels else []
 
@@ -225,6 +227,7 @@ def _stream(inputs: EditInputs) -> list[Block]:
                 lines=[Line("edits that hold at the end", _binned(points))],
                 y_percent=True,
                 y_range=(-0.02, 1.02),
+                x_ticks=_ticks(len(held)),
                 caption="A curve that is low on the left forgets what was edited first.",
             )
         )
@@ -254,9 +257,15 @@ def _stream(inputs: EditInputs) -> list[Block]:
                     lines=lines,
                     y_percent=True,
                     y_range=(-0.02, 1.02),
+                    x_ticks=_ticks(len(inputs.stream)),
                 )
             )
     return found
+
+
+def _ticks(batches: int) -> Sequence[float]:
+    """Every batch where they are few: there is none between two."""
+    return [float(batch) for batch in range(1, batches + 1)] if batches <= _FEW_BATCHES else ()
 
 
 def _binned(points: Sequence[tuple[int, int, int]]) -> list[Point]:
