@@ -145,7 +145,7 @@ def test_divergence_has_both_kinds_of_images_and_the_budget_of_those_that_had_on
         (0, 0.0412, 0.03, 0.05), (1, 0.0444, 0.04, 0.05),
     ]  # fmt: skip
     assert list(budget.points) == [Point(0, 0.05)]
-    assert divergence_blocks([{**ROW, "kl": "", "kl_held_out": ""}]) == []
+    assert divergence_blocks([{**ROW, "goal": 0.05, "kl": "", "kl_held_out": ""}]) == []
 
 
 ROW: dict[str, object] = {
