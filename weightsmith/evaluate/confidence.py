@@ -90,4 +90,5 @@ def confidence_bins(predictions: Predictions, bins: int = BINS) -> tuple[Confide
 
 
 def _places(confidence: np.ndarray, bins: int) -> np.ndarray:
-    return np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    places: np.ndarray = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    return places
