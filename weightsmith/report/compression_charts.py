@@ -164,10 +164,15 @@ def faithfulness_blocks(curves: Sequence[Row]) -> list[Block]:
     Args:
         curves: rows as there.
     """
-    lines = []
+    lines: list[Line] = []
     for place, name in enumerate(dict.fromkeys(str(row["name"]) for row in curves)):
         rows = sorted((row for row in curves if str(row["name"]) == name), key=lambda row: number(row["fraction"]))
-        points = [Point(*(number(row.get(key, "")) for key in ("fraction", "value", "low", "high"))) for row in rows]
+        points = [
+            Point(
+                number(row["fraction"]), number(row["value"]), number(row.get("low", "")), number(row.get("high", ""))
+            )
+            for row in rows
+        ]
         lines.append(Line(legend(name, rows[0]), points, dash=place))
     if not has_numbers(lines):
         return []

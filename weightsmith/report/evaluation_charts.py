@@ -212,7 +212,7 @@ def _drawn(
 
 
 def _reliability(rows: Sequence[Row], bins: Mapping[str, Sequence[ConfidenceBin]]) -> Chart | None:
-    lines = []
+    lines: list[Line] = []
     for row in rows:
         found = bins.get(str(row["model"]), ())
         points = [
@@ -246,7 +246,9 @@ def _times(rows: Sequence[Row]) -> Chart | None:
         Line(
             called(row),
             [
-                Point(float(size), *(number(row[f"ms_{size}{end}"]) for end in ("", "_q1", "_q3")))
+                Point(
+                    float(size), number(row[f"ms_{size}"]), number(row[f"ms_{size}_q1"]), number(row[f"ms_{size}_q3"])
+                )
                 for size in BATCH_SIZES
             ],
             dash=place,
