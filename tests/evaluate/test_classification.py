@@ -10,7 +10,15 @@ import torch
 from scipy.stats import entropy
 
 from weightsmith.errors import HeldOutError, WeightsmithError
-from weightsmith.evaluate import Classification, Confidence, accuracy_change, answers_of, calibration_error, top
+from weightsmith.evaluate import (
+    Classification,
+    Confidence,
+    accuracy_change,
+    answers_of,
+    calibration_error,
+    confidence_bins,
+    top,
+)
 from weightsmith.measure import Predictions, predict, proportion
 
 
@@ -77,6 +85,22 @@ def test_calibration_error() -> None:
     assert calibration_error(np.array([0.0, 1.0, 1.0]), np.array([False, True, True])) == 0
     assert calibration_error(np.full(10, 0.9), np.arange(10) < 5) == pytest.approx(0.4)
     assert math.isnan(calibration_error(np.array([]), np.array([], bool)))
+
+
+def test_the_bins_of_confidence_hold_every_sample_and_give_the_calibration_error() -> None:
+    seen = predictions()
+    found = confidence_bins(seen, 5)
+    sure, right = seen.logits.double().softmax(-1).max(1).values.numpy(), seen.right.numpy()
+    for one in found:
+        inside = (sure > one.low) & (sure <= one.high)
+        assert one.accuracy.n == inside.sum() > 0
+        assert one.confidence == pytest.approx(sure[inside].mean())
+        assert one.accuracy == proportion(int(right[inside].sum()), int(inside.sum()))
+    assert sum(one.accuracy.n for one in found) == len(right)
+    error = sum(one.accuracy.n * abs(one.accuracy.value - one.confidence) for one in found) / len(right)
+    assert error == pytest.approx(calibration_error(sure, right, 5))
+    nothing = Predictions(torch.zeros(0, 3), torch.zeros(0, dtype=torch.long), ())
+    assert confidence_bins(nothing) == ()
 
 
 def test_confidence() -> None:

@@ -12,23 +12,26 @@ from tests.report.test_ablation import curve, streams
 from tests.report.test_arithmetic import REFERENCES, ROWS
 from tests.report.test_comparison import compared
 from tests.report.test_compression import PART, WHOLE
-from tests.report.test_evaluation import evaluated
+from tests.report.test_compression import curve as faithful
+from tests.report.test_evaluation import classes, evaluated
 from weightsmith.effects import Effects
+from weightsmith.evaluate import ConfidenceBin
+from weightsmith.measure import proportion
 from weightsmith.report import LocateInputs, ReportInputs, build, build_locate, comparison_table
 from weightsmith.report.ablation_page import AblationInputs, build_ablation
 from weightsmith.report.arithmetic import choices
 from weightsmith.report.arithmetic_page import ArithmeticInputs, build_arithmetic
 from weightsmith.report.baseline_page import BaselineInputs, build_baseline
 from weightsmith.report.comparison_page import ComparisonInputs, build_comparison
-from weightsmith.report.compression import frontier_blocks, kept_heads_blocks
+from weightsmith.report.compression_charts import divergence_blocks, faithfulness_blocks, frontier_blocks, kept_blocks
 from weightsmith.report.edit_page import EditInputs, build_edit
-from weightsmith.report.evaluation import evaluation_figure
 from weightsmith.report.evaluation_page import EvaluationInputs, Section, build_evaluation
 from weightsmith.report.located import (
     layer_curve_blocks,
     layer_head_blocks,
     layer_token_blocks,
     patch_weight_blocks,
+    screen_blocks,
     token_map_blocks,
 )
 from weightsmith.report.merge_page import build_merge
@@ -144,6 +147,7 @@ def locate_page() -> str:
                         pixels[:2], np.array([[0.1, -0.2, 0.3, 0]] * 2), (2, 2), [[2], [0, 2]], [SCRIPT, TAG]
                     ),
                 ),
+                ("A screen.", screen_blocks(heads, heads.of([1, 2, 3]), 0.5, 3)),
             ],
             tables=[(SCRIPT, [{HANDLER: TAG, "n": 1}], TAG)],
             refused=[(SCRIPT, HANDLER)],
@@ -223,13 +227,16 @@ def evaluation_inputs(section: Section | None = None) -> EvaluationInputs:
     return EvaluationInputs(
         title=SCRIPT,
         recommendations=[TAG],
-        figure=evaluation_figure(rows, [], "whole"),
         rows=rows,
         summary=[HANDLER],
         notes=[SCRIPT],
         config=ASKED,
         env=WHERE,
         section=section,
+        by_class=[(name, shares) for name, (_, shares) in zip(CLASSES, classes(names), strict=True)],
+        bins={
+            name: [ConfidenceBin(0.8, 0.9, 0.81 + place / 30, proportion(30, 40))] for place, name in enumerate(names)
+        },
         chosen=[("best accuracy", "whole"), ("best efficiency", SCRIPT)],
         confusions={"whole": before, SCRIPT: after, HANDLER: before},
         class_names=CLASSES,
@@ -242,13 +249,18 @@ def evaluate_page() -> str:
 
 def compress_page() -> str:
     rows = [
-        {"model": name, "method": "acdc", "macs_kept": share, "accuracy_change": -0.02, "accuracy_change_low": -0.03}
-        | {"accuracy_change_high": 0.0, "kl_held_out": 0.02 / share, "kl_held_out_low": 0.01, "kl_held_out_high": 0.2}
+        {"model": name, "method": "acdc", "goal": 0.05, "budget_holds": "yes", "macs_kept": share, "kl": 0.03}
+        | {"accuracy_change": -0.02, "accuracy_change_low": -0.03, "accuracy_change_high": 0.0, "kl_low": 0.02}
+        | {"kl_high": 0.04, "kl_held_out": 0.02 / share, "kl_held_out_low": 0.01, "kl_held_out_high": 0.2}
         for name, share in ((SCRIPT, 0.4), ("larger", 0.8))
     ]
-    blocks = frontier_blocks(rows, [("best efficiency", SCRIPT)])
-    heads = kept_heads_blocks([(SCRIPT, PART), (HANDLER, PART)], WHOLE)
-    return build_evaluation(evaluation_inputs(Section(TAG, figures=[("Frontier.", blocks), (HANDLER, heads)])))
+    figures = [
+        ("Frontier.", frontier_blocks(rows, [("best efficiency", SCRIPT)])),
+        (TAG, divergence_blocks(rows)),
+        (HANDLER, kept_blocks([(SCRIPT, PART), (HANDLER, PART)], WHOLE)),
+        ("Circuits.", faithfulness_blocks([*faithful(SCRIPT, [0, 0.6, 0.9, 1]), *faithful(HANDLER, [0, -3, -0.5, 1])])),
+    ]
+    return build_evaluation(evaluation_inputs(Section(TAG, figures=figures)))
 
 
 def baseline_page() -> str:

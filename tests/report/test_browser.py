@@ -17,6 +17,9 @@ pytestmark = pytest.mark.skipif(bool(why_not()), reason=why_not() or "there is a
 
 Open = Callable[..., Any]
 MOST_BYTES = 4_000_000
+CIRCUITS, SCREEN = (
+    f".chart-block:has-text('{title}')" for title in ("Faithfulness over the share", "Recall of the top")
+)
 DOT = (
     "data:image/png;base64,iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
 )
@@ -263,7 +266,28 @@ def test_a_changed_cell_of_a_confusion_says_its_counts(opened: Open) -> None:
         ("compare", "#figures svg.chart", "ArrowDown", "AlphaEdit, 1 edit in a batch: efficacy "),
         ("baseline", "#classes svg.chart", "ArrowDown", "10 images: accuracy 60.0%"),
         ("baseline", "#confusion table.cells", "ArrowRight", "images"),
-        ("compress", "#figures table.cells", "ArrowRight", "head 1: "),
+        ("compress", "#figures table.cells", "ArrowRight", "block 1: 0 of 2 heads stay"),
+        ("compress", "#figures [role=tabpanel] table.cells", "ArrowRight", "head 1: removed"),
+        (
+            "compress",
+            f"#figures {CIRCUITS} svg.chart",
+            "ArrowRight",
+            "faithfulness 0.6 (0.5 to 0.7) at share that is kept 1.0%",
+        ),
+        (
+            "evaluate",
+            "#figures .chart-block:has-text('by images in a batch') svg.chart",
+            "End",
+            "at images in a batch 64",
+        ),
+        (
+            "evaluate",
+            "#figures .chart-block:has-text('Calibration error') svg.chart",
+            "ArrowDown",
+            "calibration error 4.1%",
+        ),
+        ("locate", f"#figures {SCREEN} svg.chart", "ArrowDown", "exact effect (probability)"),
+        ("edit", "#measures svg.chart", "ArrowRight", "efficacy, after: share of facts 90.0% (80.0% to 100.0%)"),
     ],
 )
 def test_values_are_told_to_the_keyboard(opened: Open, name: str, field: str, key: str, words: str) -> None:
@@ -296,6 +320,14 @@ def test_values_are_told_to_the_keyboard(opened: Open, name: str, field: str, ke
         ("compare", "#figures svg.chart .spot", "; single draws "),
         ("ablate", "#figures svg.chart .spot", "at requests replayed a new one 0.5"),
         ("baseline", "#classes svg.chart .spot", "accuracy 50.0%"),
+        ("compress", f"#figures {CIRCUITS} .spot", "faithfulness −3 (−3.1 to −2.9)"),
+        (
+            "compress",
+            "#figures .chart-block:has-text('budget of the search') .spot",
+            "budget of the search: KL, nats 0.05",
+        ),
+        ("evaluate", "#figures .chart-block:has-text('Accuracy by confidence') .spot", ", 40 images: accuracy 75.0% ("),
+        ("locate", f"#figures {SCREEN} .spot", "screened rank "),
     ],
 )
 def test_values_are_told_to_the_pointer(opened: Open, name: str, spot: str, words: str) -> None:
@@ -303,7 +335,7 @@ def test_values_are_told_to_the_pointer(opened: Open, name: str, spot: str, word
     assert not page.locator("[role=tooltip]").is_visible()
     spots = page.locator(spot).locator("visible=true")
     for place in range(min(spots.count(), 12)):
-        spots.nth(place).hover()
+        spots.nth(place).hover(force=True)  # of points on each other the last is told
         if words in page.locator("[role=tooltip]").inner_text():
             return
     raise AssertionError(f"no point says {words}")
@@ -320,6 +352,20 @@ def test_tabs_of_a_comparison_show_each_measure_with_its_names(opened: Open) -> 
         box, frame = text.bounding_box(), text.locator("xpath=ancestor::*[name()='svg']").bounding_box()
         assert box["x"] >= frame["x"] - 1
         assert box["x"] + box["width"] <= frame["x"] + frame["width"] + 1
+
+
+@pytest.mark.parametrize("name", ["compress", "compare", "edit", "baseline"])
+def test_names_and_values_of_charts_stand_within_their_drawings_on_a_telephone(opened: Open, name: str) -> None:
+    page = opened(name)
+    page.set_viewport_size({"width": 390, "height": 900})
+    assert page.evaluate("document.querySelectorAll('svg.chart text').length") > 20
+    assert (
+        page.evaluate("""() => [...document.querySelectorAll("svg.chart text")].filter((text) => {
+      const box = text.getBoundingClientRect(), frame = text.closest("svg").getBoundingClientRect();
+      return box.width && (box.left < frame.left - 1 || box.right > frame.right + 1 || box.bottom > frame.bottom + 1);
+    }).map((text) => text.textContent)""")
+        == []
+    )
 
 
 def test_without_the_script_cells_and_points_still_have_their_values(opened: Open) -> None:

@@ -22,6 +22,8 @@ from weightsmith.report.compression import (
     kept_figure,
     shown_models,
 )
+from weightsmith.report.compression_charts import divergence_blocks, faithfulness_blocks, kept_blocks
+from weightsmith.report.parts import Bars, Chart, HeatMap, Point, Tabs, Words
 from weightsmith.report.plots import BLUE
 
 WHOLE = Shape(tokens=5, width=32, head_width=8, patch=16, classes=4, heads=(4, 2, 3), neurons=(32, 16, 8))
@@ -90,6 +92,60 @@ def test_agreement_has_a_line_a_method() -> None:
         {"score": "gauss-newton", "head (6)": "0.970", "block (6)": "n/a"},
         {"score": "random", "head (6)": "0.100"},
     ]
+
+
+def test_the_page_says_what_the_faithfulness_figure_shows() -> None:
+    rows = curve("good", [0, 0.6, 0.9, 1], cpr="0.91", cmd="0.09") + curve("bad", [0, -3, -0.5, 1])
+    (chart,) = faithfulness_blocks(rows[::-1])
+    assert isinstance(chart, Chart)
+    lines = {line.name: line for line in chart.lines}
+    assert set(lines) == {"good (CPR 0.910, CMD 0.090)", "bad"}
+    assert lines["bad"].points[1] == Point(0.01, -3, -3.1, -2.9)
+    assert chart.y_range is not None
+    assert chart.y_range[0] == pytest.approx(LEAST_SHOWN, abs=0.1)
+    assert "lower edge" in chart.caption
+    spots = chart.drawn[0 if chart.lines[0].name == "bad" else 1].spots
+    assert spots[1].y == chart.frame[3]  # drawn at the edge, and told as it is
+    assert "−3 (−3.1 to −2.9)" in spots[1].told
+    assert "lower edge" not in faithfulness_blocks(rows[:4])[0].caption
+    assert faithfulness_blocks([]) == []
+
+
+def test_the_page_counts_what_stays_and_maps_the_heads() -> None:
+    heads, neurons, tabs = kept_blocks([("a model", PART), ("another", PART)], WHOLE)
+    assert isinstance(heads, HeatMap)
+    assert isinstance(neurons, HeatMap)
+    assert isinstance(tabs, Tabs)
+    assert [cell.text for cell in heads.cells[0] if cell] == ["2", "0", "1"]
+    assert [cell.told for cell in neurons.cells[1] if cell] == [
+        "16 of 32 MLP neurons stay", "0 of 16 MLP neurons stay", "1 of 8 MLP neurons stay",
+    ]  # fmt: skip
+    assert [cell.share for cell in heads.cells[0] if cell] == [0.5, 0.0, pytest.approx(1 / 3)]
+    (title, (heat,)) = tabs.panels[0]
+    assert title == "a model"
+    assert isinstance(heat, HeatMap)
+    assert [[None if cell is None else cell.told for cell in line] for line in heat.cells] == [
+        ["stays", "removed", "removed", "stays"], ["removed", "removed", None, None], ["removed", "stays", "removed", None],
+    ]  # fmt: skip
+    assert kept_blocks([], WHOLE) == []
+
+
+def test_of_very_many_models_the_page_says_which_are_shown() -> None:
+    blocks = kept_blocks([(f"model {place}", PART) for place in range(50)], WHOLE)
+    told = [sentence for block in blocks if isinstance(block, Words) for sentence in block.sentences]
+    assert told == ["The first 40 of 50 models.", f"Maps of heads are of the first {MOST_SHOWN} of 50 models."]
+
+
+def test_divergence_has_both_kinds_of_images_and_the_budget_of_those_that_had_one() -> None:
+    rows = [{**ROW, "goal": 0.05}, {**ROW, "model": "eap_keep_0.7", "goal": 0.7, "budget_holds": "", "kl": ""}]
+    (bars,) = divergence_blocks(rows)
+    assert isinstance(bars, Bars)
+    judging, held_out, budget = bars.lines
+    assert [(p.x, p.y, p.low, p.high) for p in (judging.points[0], held_out.points[1])] == [
+        (0, 0.0412, 0.03, 0.05), (1, 0.0444, 0.04, 0.05),
+    ]  # fmt: skip
+    assert list(budget.points) == [Point(0, 0.05)]
+    assert divergence_blocks([{**ROW, "goal": 0.05, "kl": "", "kl_held_out": ""}]) == []
 
 
 ROW: dict[str, object] = {

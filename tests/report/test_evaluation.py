@@ -13,10 +13,14 @@ from matplotlib.image import imread
 from rich.console import Console
 
 from weightsmith.errors import WeightsmithError
+from weightsmith.evaluate import ConfidenceBin
 from weightsmith.measure import Interval, proportion
 from weightsmith.report import save
 from weightsmith.report.evaluation import ByClass, evaluation_figure
+from weightsmith.report.evaluation_charts import front_charts, measure_charts
 from weightsmith.report.evaluation_page import EvaluationInputs, build_evaluation, evaluated_table, short_count
+from weightsmith.report.parts import Block, Point
+from weightsmith.report.words import number
 
 LaidOut = Callable[[Figure], tuple[float, float]]
 Rows = list[dict[str, object]]
@@ -111,14 +115,93 @@ def test_nothing_to_show() -> None:
         evaluation_figure([], [], "one")
 
 
+def charts(rows: Rows, by_class: ByClass = (), bins: dict[str, list[ConfidenceBin]] | None = None) -> dict[str, Block]:
+    """The charts of the page, by title."""
+    found = [*front_charts(rows, [("fastest", "two")]), *measure_charts(rows, by_class, "one", bins or {})]
+    return {block.title: block for _, blocks in found for block in blocks}  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("text", [False, True])
+def test_the_pages_charts_have_every_number_of_the_figure(text: bool) -> None:
+    names = ["one", "two"]
+    rows = evaluated(names, text=text)
+    found = charts(rows, classes(names))
+    assert list(found) == [
+        "Accuracy against time", "Accuracy against multiplications", "Accuracy", "Accuracy − the baseline's", "Confidence",
+        "Calibration error", "Time by images in a batch", "Time, of the baseline's", "Size, of the baseline's",
+    ]  # fmt: skip
+    one, two = (Numbers({name: number(value) for name, value in row.items()}) for row in rows)
+
+    def points(title: str) -> list[list[Point]]:
+        return [list(line.points) for line in found[title].lines if not getattr(line, "quiet", False)]  # type: ignore[attr-defined]
+
+    (first,), (second,) = points("Accuracy against time")
+    assert (first.x, first.x_low, first.x_high) == one.three("ms_8")
+    assert (first.y, first.low, first.high) == one.three("accuracy")
+    assert (first.chosen, second.chosen, second.told) == (False, True, "fastest")
+    assert points("Accuracy against multiplications")[1][0].x == 48.3
+    top1, top5 = points("Accuracy")
+    assert [(p.y, p.low, p.high) for p in (*top1, *top5)] == [
+        *(row.three("accuracy") for row in (one, two)), *(row.three("top5") for row in (one, two)),
+    ]  # fmt: skip
+    ((difference,),) = points("Accuracy − the baseline's")
+    assert (difference.y, difference.low, difference.high) == pytest.approx(
+        [100 * v for v in two.three("accuracy_change")]
+    )
+    assert difference.each == [100 * (shares["two"].value - shares["one"].value) for _, shares in classes(names)]
+    right, wrong = points("Confidence")
+    assert (wrong[1].y, wrong[1].low, wrong[1].high) == two.three("confidence_when_wrong")
+    assert [point.y for point in right] == [row["confidence_when_right"] for row in (one, two)]
+    assert [point.y for point in points("Calibration error")[0]] == [0.041, 0.041]
+    times = points("Time by images in a batch")
+    assert [(p.x, p.y, p.low, p.high) for p in times[1]] == [
+        (size, two[f"ms_{size}"], two[f"ms_{size}_q1"], two[f"ms_{size}_q3"]) for size in (1, 8, 64)
+    ]
+    assert [(p.y, p.low, p.high) for (p,) in points("Time, of the baseline's")] == [
+        two.three(f"time_ratio_{size}") for size in (1, 8, 64)
+    ]
+    assert [line.name for line in found["Size, of the baseline's"].lines] == ["parameters", "multiplications"]  # type: ignore[attr-defined]
+    assert [p.y for (p,) in points("Size, of the baseline's")] == [2.0, 1.0]
+
+
+class Numbers(dict[str, float]):
+    """A row as numbers, and a value with its bounds."""
+
+    def three(self, name: str) -> tuple[float, float, float]:
+        return self[name], self[f"{name}_low"], self[f"{name}_high"]
+
+
+def test_one_model_alone_has_no_differences_and_many_classes_are_not_drawn_singly() -> None:
+    alone = charts(evaluated(["one"]))
+    assert "Accuracy" in alone
+    assert not {"Accuracy − the baseline's", "Time, of the baseline's", "Size, of the baseline's"} & set(alone)
+    names = ["one", "two"]
+    many = charts(evaluated(names), classes(names, 13))["Accuracy − the baseline's"]
+    assert many.lines[0].points[0].each == []  # type: ignore[attr-defined]
+
+
+def test_the_front_over_multiplications_is_of_its_own() -> None:
+    names = ["one", "two", "three"]
+    rows = evaluated(names)
+    for row, accuracy, macs in zip(rows, (0.9, 0.8, 0.7), (3e6, 1e6, 2e6), strict=True):
+        row |= {"accuracy": accuracy, "macs": macs}
+    front = charts(rows)["Accuracy against multiplications"].lines[0]  # type: ignore[attr-defined]
+    assert [(point.x, point.y) for point in front.points] == [(1.0, 0.8), (3.0, 0.9)]
+
+
+def test_accuracy_by_confidence_has_the_bins_with_their_images() -> None:
+    bins = {"one": [ConfidenceBin(0.6, 0.7, 0.66, Interval(0.5, 0.4, 0.6, 1200))]}
+    (_, one, two) = charts(evaluated(["one", "two"]), bins=bins)["Accuracy by confidence"].lines  # type: ignore[attr-defined]
+    assert one.name == "one (baseline)"
+    assert list(one.points) == [Point(0.66, 0.5, 0.4, 0.6, "1,200 images")]
+    assert list(two.points) == []
+
+
 def page(names: list[str], **more: object) -> str:
     rows = evaluated(names, top5=False)
-    figure = evaluation_figure(rows, classes(names), names[0])
     given: dict[str, object] = {"summary": ["Two models."], "notes": ["A note."], "by_class": classes(names)}
     return build_evaluation(
-        EvaluationInputs(
-            title="side by side", recommendations=["Best accuracy: one"], figure=figure, rows=rows, **given | more
-        )  # type: ignore[arg-type]
+        EvaluationInputs(title="side by side", recommendations=["Best accuracy: one"], rows=rows, **given | more)  # type: ignore[arg-type]
     )
 
 

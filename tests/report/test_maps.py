@@ -12,7 +12,7 @@ from matplotlib.collections import FillBetweenPolyCollection, PathCollection
 from weightsmith.effects import Effects
 from weightsmith.errors import WeightsmithError
 from weightsmith.locate.screen import rank_correlation
-from weightsmith.report import curves, heatmaps, maps, scatter
+from weightsmith.report import curves, heatmaps, located, maps, scatter
 from weightsmith.site import SUBJECT_TOKENS, Site
 
 
@@ -301,6 +301,28 @@ def test_the_scatter_draws_exactly_its_rows(measured, laid_out):
     assert sizes == [144 - 20 + both, 10 - both, 10 - both, both]
     assert "Recall of the top 10: 70.0%, rank correlation 0." in figure.axes[0].get_title()
     laid_out(figure)
+
+
+def test_the_page_says_of_every_site_what_the_scatter_shows(measured):
+    screen, exact = measured(heads(), 4), measured(heads(), 4, seed=1)
+    rows = scatter.screen_rows(screen, exact, 10)
+    (chart,) = located.screen_blocks(screen, exact, 0.7, 10)
+    assert chart.title == scatter.screen_title(rows, 0.7, 10)
+    diagonal, *groups = chart.lines
+    assert diagonal.quiet
+    assert all(point.x == point.y for point in diagonal.points)
+    assert not any(line.joined for line in groups)
+    points = [point for line in groups for point in line.points]
+    assert {(p.x, p.y) for p in points} == {(row["screened"], row["exact"]) for row in rows}
+    assert [line.name for line in groups] == [
+        f"{name} ({len(mine)})" for name, mine in scatter.grouped(rows).items() if mine
+    ]
+    told = {p.told for p in points}
+    assert {
+        f"{row['site']}, screened rank {row['screened_rank']}, exact rank {row['exact_rank']}" for row in rows
+    } == told
+    one = measured(heads()[:1], 1)
+    assert located.screen_blocks(replace(one, values=one.values * math.nan), one, math.nan, 1) == []
 
 
 def test_the_scatter_compares_the_sites_and_samples_that_both_have(measured):

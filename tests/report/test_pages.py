@@ -95,7 +95,7 @@ def test_a_stream_shows_what_holds_by_batch_and_facts_by_whether_they_were_taken
     words = Page(PAGES["edit"]()).words()
     assert "memit: 4 taken" in words
     assert "memit: 2 not taken" in words
-    assert "edits that hold at the end, 1 of 2: edits that hold 50.0% at batch 1" in words
+    assert "edits that hold at the end, 1 of 2: edits that hold 50.0% (9.5% to 90.5%) at batch 1" in words
     assert "replayed edits that had slipped" in words
 
 

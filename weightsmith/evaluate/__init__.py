@@ -9,7 +9,7 @@ from weightsmith.evaluate.classification import (
     confusion_matrix,
     top,
 )
-from weightsmith.evaluate.confidence import Confidence, calibration_error
+from weightsmith.evaluate.confidence import Confidence, ConfidenceBin, calibration_error, confidence_bins
 from weightsmith.evaluate.divergence import divergence
 from weightsmith.evaluate.editing import EditReport, editing
 from weightsmith.evaluate.examples import Examples, examples, load_examples, save_examples
@@ -22,6 +22,7 @@ __all__ = [
     "Candidate",
     "Classification",
     "Confidence",
+    "ConfidenceBin",
     "EditReport",
     "Examples",
     "KnowledgeAnswers",
@@ -34,6 +35,7 @@ __all__ = [
     "answers_of",
     "calibration_error",
     "classify",
+    "confidence_bins",
     "confusion_matrix",
     "divergence",
     "drift",

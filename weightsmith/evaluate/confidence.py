@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from weightsmith.measure import Interval, Predictions
-from weightsmith.measure.intervals import means
+from weightsmith.measure.intervals import means, proportion
 
 BINS = 15
 """Bins of equal width of the calibration error."""
@@ -59,6 +59,36 @@ def calibration_error(confidence: np.ndarray, right: np.ndarray, bins: int = BIN
     """
     if len(confidence) == 0:
         return float("nan")
-    places = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    places = _places(confidence, bins)
     excess = np.bincount(places, weights=confidence - right, minlength=bins)
     return float(np.abs(excess).sum() / len(confidence))
+
+
+@dataclass(frozen=True)
+class ConfidenceBin:
+    """Samples whose confidence is above `low` and at most `high`: its mean, and the share that is right, with Wilson's
+    interval.
+    """
+
+    low: float
+    high: float
+    confidence: float
+    accuracy: Interval
+
+
+def confidence_bins(predictions: Predictions, bins: int = BINS) -> tuple[ConfidenceBin, ...]:
+    """The bins of `calibration_error` that hold a sample: a reliability diagram (Guo et al. 2017, section 2)."""
+    sure = predictions.logits.double().softmax(-1).max(-1).values.numpy()
+    right, places = predictions.right.numpy(), _places(sure, bins)
+    return tuple(
+        ConfidenceBin(
+            place / bins, (place + 1) / bins, float(sure[there].mean()), proportion(right[there].sum(), there.sum())
+        )
+        for place in np.unique(places).tolist()
+        for there in [places == place]
+    )
+
+
+def _places(confidence: np.ndarray, bins: int) -> np.ndarray:
+    places: np.ndarray = np.clip(np.ceil(confidence * bins).astype(int) - 1, 0, bins - 1)
+    return places

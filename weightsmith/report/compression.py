@@ -1,4 +1,4 @@
-"""What `weightsmith compress` shows beside the evaluation: what stays of each model, and how faithful parts of it are."""
+"""The figures and tables of `weightsmith compress`: what stays of each model, and how faithful parts of it are."""
 
 from __future__ import annotations
 
@@ -17,7 +17,6 @@ from rich.text import Text
 from weightsmith.circuit import Kept, Shape
 from weightsmith.errors import WeightsmithError
 from weightsmith.report.evaluation_page import short_count
-from weightsmith.report.parts import Block, Cell, Chart, HeatMap, Level, Line, Point, Tabs
 from weightsmith.report.plots import BLUE, GREY, ORANGE, VERMILION, short, style
 from weightsmith.report.words import Row, number
 
@@ -114,7 +113,7 @@ def faithfulness_figure(curves: Sequence[Row]) -> Figure:
                 [number(row.get(key, "")) for row in rows] for key in ("fraction", "value", "low", "high")
             )
             colour = _COLOURS[place % len(_COLOURS)]
-            axes.plot(fractions, values, marker="o", markersize=4, color=colour, label=_legend(name, rows[0]))
+            axes.plot(fractions, values, marker="o", markersize=4, color=colour, label=legend(name, rows[0]))
             axes.fill_between(fractions, low, high, color=colour, alpha=0.15, linewidth=0)
         axes.axhline(1, color=GREY, linewidth=0.9, linestyle=(0, (4, 2)))
         axes.axhline(0, color=GREY, linewidth=0.9)
@@ -179,84 +178,8 @@ def agreement_table(rows: Sequence[Row]) -> list[dict[str, Any]]:
     return list(found.values())
 
 
-def frontier_blocks(rows: Sequence[Row], chosen: Sequence[tuple[str, str]] = ()) -> list[Block]:
-    """What smaller models lose over what they keep: accuracy, and KL to the baseline, on held-out images; [] without numbers.
-
-    Args:
-        rows: of `compress_metrics.csv`; chosen: what for, and the name of the model that is recommended for it.
-    """
-    purposes: dict[str, list[str]] = {}
-    for purpose, name in chosen:
-        purposes.setdefault(name, []).append(purpose)
-    panels: list[tuple[str, Sequence[Block]]] = []
-    for title, value, y_title, shares in (
-        ("Change of accuracy", "accuracy_change", "accuracy − the baseline's", True),
-        ("Divergence from the baseline", "kl_held_out", "KL on held-out images, nats", False),
-    ):
-        lines: list[Line] = []
-        for method in dict.fromkeys(str(row["method"]) for row in rows):
-            points = [
-                Point.of(
-                    row,
-                    "macs_kept",
-                    value,
-                    "; ".join([str(row["model"]), *purposes.get(str(row["model"]), ())]),
-                    str(row["model"]) in purposes,
-                )
-                for row in rows
-                if row["method"] == method
-            ]
-            lines.append(Line(method, sorted(points, key=lambda point: point.x), dash=len(lines)))
-        if any(math.isfinite(point.x) and math.isfinite(point.y) for line in lines for point in line.points):
-            chart = Chart(
-                title=f"{title} over the multiplications that are kept",
-                x_title="multiplications kept",
-                y_title=y_title,
-                lines=lines,
-                levels=[Level("the baseline", 0.0)],
-                x_percent=True,
-                y_percent=shares,
-                chosen="recommended",
-            )
-            panels.append((title, [chart]))
-    return (
-        [Tabs(label="Frontier", panels=panels)]
-        if len(panels) > 1
-        else [block for _, panel in panels for block in panel]
-    )
-
-
-def kept_heads_blocks(models: Sequence[tuple[str, Kept]], whole: Shape) -> list[Block]:
-    """Of each model a map of its heads, block by block: which stay. A tab a model, the first `MOST_SHOWN`."""
-    most = max(whole.heads)
-    panels: list[tuple[str, Sequence[Block]]] = []
-    for name, kept in models[:MOST_SHOWN]:
-        cells = [
-            [_head(head in kept.heads[layer]) if head < there else None for head in range(most)]
-            for layer, there in enumerate(whole.heads)
-        ]
-        neurons = [f"{len(members)} of {count}" for members, count in zip(kept.neurons, whole.neurons, strict=True)]
-        heat = HeatMap(
-            title=f"Heads that stay in {name}",
-            rows=[f"block {layer}: {told} neurons" for layer, told in enumerate(neurons)],
-            columns=[str(head) for head in range(most)],
-            row_title="block",
-            column_title="head",
-            cells=cells,
-            empty="not in the whole model",
-            notes=[
-                "A disc: the head stays; a dash: it is removed. Beside each block, how many of its MLP neurons stay."
-            ],
-        )
-        panels.append((name, [heat]))
-    return [Tabs(label="Models", panels=panels)] if panels else []
-
-
-def _head(stays: bool) -> Cell:
-    return Cell("stays", 1.0, "●") if stays else Cell("removed", 0.0, "–")
-
-
-def _legend(name: str, row: Row) -> str:
+def legend(name: str, row: Row) -> str:
+    """The name of a faithfulness curve with its areas, where they are known."""
     areas = [f"{key.upper()} {number(row.get(key, '')):.3f}" for key in ("cpr", "cmd")]
     return name if "nan" in " ".join(areas) else f"{name} ({', '.join(areas)})"
 

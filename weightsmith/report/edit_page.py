@@ -7,8 +7,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from weightsmith.report.parts import Block, Cards, Chart, Line, Point, Shot, Tabs
+from weightsmith.measure import proportion
+from weightsmith.report.parts import Bars, Block, Cards, Chart, Line, Point, Shot, TableBlock, Tabs
 from weightsmith.report.parts.cards import BUDGET, fitting
+from weightsmith.report.parts.chart import has_numbers
 from weightsmith.report.render import PageInputs, PageSection, page_of, tables_section
 from weightsmith.report.words import Row, number, percent
 
@@ -31,6 +33,8 @@ _MEANINGS = {
 _SHARES = frozenset(name for name in _MEANINGS if name not in ("fluency", "perplexity", "drift"))
 _MOST_FACTS = 48
 """Facts of a kind and method that a page shows."""
+_FEW_BATCHES = 12
+"""Batches up to which an axis has a tick for each."""
 _MOST_BINS = 40
 """Points of a curve over batches."""
 
@@ -62,9 +66,10 @@ class EditInputs:
 
 def build_edit(inputs: EditInputs) -> str:
     """The page as text."""
-    measures = [
-        (f"Before and after, {method}", rows, "knowledge_report.csv") for method, rows in _measures(inputs.rows)
-    ]
+    measures: list[Block] = []
+    for method, rows in _measures(inputs.rows):
+        title = f"Before and after, {method}"
+        measures += [*_bars(inputs.rows, method), TableBlock(title=title, rows=rows, file="knowledge_report.csv")]
     return page_of(
         PageInputs(
             title=inputs.title,
@@ -72,7 +77,7 @@ def build_edit(inputs: EditInputs) -> str:
             summary=inputs.summary,
             notes=inputs.notes,
             sections=[
-                tables_section(measures, "What the edits did", "measures"),
+                PageSection("measures", "What the edits did", measures),
                 PageSection("facts", "Each fact before and after", _facts(inputs), (_READING,), "Facts"),
                 PageSection("stream", "The stream of edits", _stream(inputs), link="Stream"),
                 tables_section([("Every batch", inputs.stream, "stream.csv")]),
@@ -109,6 +114,31 @@ def _measures(rows: Sequence[Row]) -> list[tuple[str, list[dict[str, str]]]]:
     return found
 
 
+def _bars(rows: Sequence[Row], method: str) -> list[Block]:
+    """The shares of a method before and after, with their intervals; [] where there are none."""
+    mine = [row for name in _MEANINGS for row in rows if (row["method"], row["measure"]) == (method, name)]
+    mine = [row for row in mine if str(row["measure"]) in _SHARES]
+    lines = [
+        Line(when, [Point.of({**row, "at": at}, "at", when) for at, row in enumerate(mine)])
+        for when in ("before", "after")
+    ]
+    if not has_numbers(lines):
+        return []
+    return [
+        Bars(
+            title=f"Shares before and after, {method}",
+            names=[str(row["measure"]).replace("_", " ") for row in mine],
+            row_title="measure",
+            value_title="share of facts",
+            lines=lines,
+            percent=True,
+            value_range=(0.0, 1.0),
+            caption="Lines on points are 95% intervals over facts.",
+            has_table=False,
+        )
+    ]
+
+
 def _valued(name: str, row: Row, when: str) -> str:
     value, low, high = (number(row.get(f"{when}{end}", "")) for end in ("", "_low", "_high"))
     if math.isnan(value):
@@ -132,7 +162,7 @@ def _facts(inputs: EditInputs) -> list[Block]:
             if rows:
                 shots = fitting([_shot(row, inputs.prompts, good) for row in rows[:_MOST_FACTS]], budget)
                 word = "taken" if good else "not taken"
-                cards = Cards(shots=shots, total=len(rows), file="answers.csv", called="fact")
+                cards = Cards(shots=shots, total=len(rows), file="answers.csv", called="fact", of="answer")
                 panels.append((f"{method}: {len(rows)} {word}", [cards]))
     return [Tabs(label="Facts by method", panels=panels)] if panels else []
 
@@ -197,6 +227,7 @@ def _stream(inputs: EditInputs) -> list[Block]:
                 lines=[Line("edits that hold at the end", _binned(points))],
                 y_percent=True,
                 y_range=(-0.02, 1.02),
+                x_ticks=_ticks(len(held)),
                 caption="A curve that is low on the left forgets what was edited first.",
             )
         )
@@ -226,19 +257,25 @@ def _stream(inputs: EditInputs) -> list[Block]:
                     lines=lines,
                     y_percent=True,
                     y_range=(-0.02, 1.02),
+                    x_ticks=_ticks(len(inputs.stream)),
                 )
             )
     return found
 
 
+def _ticks(batches: int) -> Sequence[float]:
+    """Every batch where they are few: there is none between two."""
+    return [float(batch) for batch in range(1, batches + 1)] if batches <= _FEW_BATCHES else ()
+
+
 def _binned(points: Sequence[tuple[int, int, int]]) -> list[Point]:
-    """(batch, part, whole) as shares; many batches are put together, neighbours with neighbours."""
+    """(batch, part, whole) as shares with 95% intervals; many batches are put together, neighbours with neighbours."""
     step = -(-len(points) // _MOST_BINS)
     found = []
     for first in range(0, len(points), step):
         group = points[first : first + step]
         part, whole = sum(one[1] for one in group), sum(one[2] for one in group)
-        told = f"batches {group[0][0]} to {group[-1][0]}" if len(group) > 1 else ""
-        middle = sum(one[0] for one in group) / len(group)
-        found.append(Point(middle, part / whole, told=", ".join(one for one in (told, f"{part} of {whole}") if one)))
+        told = f"batches {group[0][0]} to {group[-1][0]}, " if len(group) > 1 else ""
+        middle, share = sum(one[0] for one in group) / len(group), proportion(part, whole)
+        found.append(Point(middle, share.value, share.low, share.high, f"{told}{part} of {whole}"))
     return found

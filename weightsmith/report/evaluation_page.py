@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
-from matplotlib.figure import Figure
 from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from weightsmith.evaluate import ConfidenceBin
 from weightsmith.report.evaluation import ByClass
-from weightsmith.report.parts import Block, Chart, Line, Point, Words, confusion_tabs
+from weightsmith.report.evaluation_charts import BATCH_SIZES, front_charts, measure_charts
+from weightsmith.report.parts import Block, Words, confusion_tabs
 from weightsmith.report.parts.blocks import MOST_ROWS
 from weightsmith.report.render import PageInputs, PageSection, figures_section, page_of, tables_section
 from weightsmith.report.words import Row, number, percent
@@ -23,13 +24,8 @@ _ABOUT = (
     "Image classifiers side by side, on the same held-out images, and in turn on the same machine. Efficiency is accuracy "
     "in percent a millisecond of a batch of 8; calibration error is the expected one over 15 bins of equal width."
 )
-_CAPTION = (
-    "Accuracy, confidence, time and size. Lines on points are 95% intervals, in the panel of times quartiles. A model on "
-    "the Pareto front is equalled by no other in accuracy and time and beaten in one of them."
-)
-_FRONT = (
-    "Each point is a model; bars are 95% intervals of accuracy. No other model is both as fast and as accurate as one on the "
-    "Pareto front."
+_FIGURE = (
+    "evaluation_results.png, beside this page, has accuracy, confidence, time and size in one figure, for a paper."
 )
 _ALL_COUNTS = "evaluation_metrics.json"
 CLASSES = "class_accuracy.csv"
@@ -42,7 +38,6 @@ _SHARES = {
     "macro_f1": "macro F1",
 }  # fmt: skip
 _SURE = ("confidence", "confidence_when_right", "confidence_when_wrong", "confidence_gap", "overconfidence")
-_SIZES = (1, 8, 64)
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,13 +46,13 @@ class Section:
 
     Attributes:
         about: a sentence for the head of the page.
-        summary: sentences behind the recommendations; figures: caption and figure, behind the evaluation's own.
+        summary: sentences behind the recommendations; figures: caption, and what is above it, behind the Pareto fronts.
         tables: title, rows, and the name of the CSV file that has them all; they come before the evaluation's own.
     """
 
     about: str
     summary: Sequence[str] = ()
-    figures: Sequence[tuple[str, Figure | Sequence[Block]]] = ()
+    figures: Sequence[tuple[str, Sequence[Block]]] = ()
     tables: Sequence[tuple[str, Sequence[Row], str]] = ()
 
 
@@ -69,8 +64,8 @@ class EvaluationInputs:
         title: heading of the page.
         recommendations: which model to use for what, and why.
         summary: sentences on what was measured; notes: what a reader must know to judge the numbers.
-        figure: of `evaluation_figure`.
         rows: of `evaluation_metrics.csv`; by_class: class name, and each model's accuracy on it.
+        bins: model → of how sure it is, how often it is right.
         chosen: what for, and the name of the model that is recommended for it.
         confusions: model → (classes, classes) counts, rows are the true classes; class_names: by label.
         config, env: the resolved configuration, and versions, device and hashes.
@@ -79,7 +74,6 @@ class EvaluationInputs:
 
     title: str
     recommendations: Sequence[str]
-    figure: Figure
     rows: Sequence[Row]
     by_class: ByClass = ()
     summary: Sequence[str] = ()
@@ -87,6 +81,7 @@ class EvaluationInputs:
     config: Mapping[str, Any] = field(default_factory=dict)
     env: Mapping[str, Any] = field(default_factory=dict)
     section: Section | None = None
+    bins: Mapping[str, Sequence[ConfidenceBin]] = field(default_factory=dict)
     chosen: Sequence[tuple[str, str]] = ()
     confusions: Mapping[str, np.ndarray] = field(default_factory=dict)
     class_names: Sequence[str] = ()
@@ -103,52 +98,34 @@ def build_evaluation(inputs: EvaluationInputs) -> str:
         ("Size and efficiency", [_costs(row) for row in inputs.rows], ""),
         (_by_class_title(inputs.by_class), _classes(telling(inputs.by_class)), CLASSES),
     ]
-    figures: list[tuple[str, Figure | Sequence[Block]]] = [
-        (_FRONT, [front_chart(inputs.rows, inputs.chosen)]), (_CAPTION, inputs.figure), *more.figures,
-    ]  # fmt: skip
+    baseline = _baseline(inputs.rows)
+    figures = [
+        *front_charts(inputs.rows, inputs.chosen),
+        *more.figures,
+        *measure_charts(inputs.rows, inputs.by_class, baseline, inputs.bins),
+    ]
+    drawn = figures_section(figures)
+    drawn = replace(drawn, blocks=[*drawn.blocks, Words(sentences=[_FIGURE])])
     return page_of(
         PageInputs(
             title=inputs.title,
             about=" ".join(part for part in (more.about, _ABOUT) if part),
             summary=[*inputs.recommendations, *more.summary, *inputs.summary],
             notes=inputs.notes,
-            sections=[figures_section(figures), _confusions(inputs), tables_section(tables)],
+            sections=[drawn, _confusions(inputs), tables_section(tables)],
             config=inputs.config,
             env=inputs.env,
         )
     )
 
 
-def front_chart(rows: Sequence[Row], chosen: Sequence[tuple[str, str]] = ()) -> Chart:
-    """Accuracy against the time of a batch of 8, with the Pareto front and rings around the recommended models.
-
-    Args:
-        rows: of `evaluation_metrics.csv`; chosen: what for, and the model's name.
-    """
-    purposes: dict[str, list[str]] = {}
-    for purpose, model in chosen:
-        purposes.setdefault(model, []).append(purpose)
-    front = sorted((number(row["ms_8"]), number(row["accuracy"])) for row in rows if row["pareto"])
-    lines: list[Line] = []
-    if len(front) > 1:
-        lines.append(Line("Pareto front", [Point(*spot) for spot in front], steps=True, quiet=True, dash=1))
-    for row in rows:
-        name = str(row["model"])
-        spot = Point.of(row, "ms_8", "accuracy", "; ".join(purposes.get(name, ())), name in purposes)
-        lines.append(Line(name + (" (baseline)" if row["baseline"] and name != "baseline" else ""), [spot]))
-    return Chart(
-        title="Accuracy against time",
-        x_title="milliseconds a batch of 8",
-        y_title="accuracy",
-        lines=lines,
-        y_percent=True,
-        chosen="recommended",
-    )
+def _baseline(rows: Sequence[Row]) -> str:
+    return next((str(row["model"]) for row in rows if row["baseline"]), "")
 
 
 def _confusions(inputs: EvaluationInputs) -> PageSection:
     """The baseline's confusion matrix, and those of the others with what differs from it marked."""
-    base = next((str(row["model"]) for row in inputs.rows if row["baseline"]), "")
+    base = _baseline(inputs.rows)
     blocks: list[Block] = []
     if base in inputs.confusions:
         others = {name: counts for name, counts in inputs.confusions.items() if name != base}
@@ -207,7 +184,7 @@ def _confidence(row: Row) -> dict[str, str]:
 
 def _times(row: Row) -> dict[str, str]:
     told = {"model": str(row["model"])}
-    for size in _SIZES:
+    for size in BATCH_SIZES:
         middle, low, high = (number(row[f"ms_{size}{end}"]) for end in ("", "_q1", "_q3"))
         told[f"batch of {size}"] = f"{middle:.2f} ({low:.2f} to {high:.2f})"
     ratio, low, high = (number(row[f"time_ratio_8{end}"]) for end in ("", "_low", "_high"))

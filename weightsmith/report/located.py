@@ -17,6 +17,7 @@ from weightsmith.report.parts.heatmap import MOST_COLUMNS_WITH_TEXT, decimals_fo
 from weightsmith.report.pictures import image_uri, is_small
 from weightsmith.report.plots import effects_title
 from weightsmith.report.scales import Rows, unit
+from weightsmith.report.scatter import grouped, screen_rows, screen_title
 
 MOST_CELLS = 20_000
 """Cells of a map up to which it is a table with values; larger ones are shown as a picture."""
@@ -110,6 +111,39 @@ def patch_weight_blocks(
             images=found,
             outline="one of the top patches",
             file="patch_weights.csv",
+        )
+    ]
+
+
+def screen_blocks(screen: Effects, exact: Effects, recall: float, top: int) -> list[Block]:
+    """`screen_scatter` with its values; arguments as there. [] where no site has both as numbers."""
+    rows = screen_rows(screen, exact, top)
+    spots = [(row["screened"], row["exact"]) for row in rows]
+    spots = [spot for spot in spots if all(map(math.isfinite, spot))]
+    if not spots:
+        return []
+    lines = []
+    across, up = zip(*spots, strict=True)
+    low, high = max(min(across), min(up)), min(max(across), max(up))
+    if unit(screen) == unit(exact) and low < high:
+        lines.append(Line("screened = exact", [Point(low, low), Point(high, high)], quiet=True, dash=1))
+    for look, (name, mine) in enumerate(grouped(rows).items()):
+        points = [
+            Point(
+                row["screened"],
+                row["exact"],
+                told=f"{row['site']}, screened rank {row['screened_rank']}, exact rank {row['exact_rank']}",
+            )
+            for row in mine
+        ]
+        if points:
+            lines.append(Line(f"{name} ({len(points)})", points, joined=False, quiet=not look, look=3 - look))
+    return [
+        Chart(
+            title=screen_title(rows, recall, top),
+            x_title=f"screened score ({unit(screen)})",
+            y_title=f"exact effect ({unit(exact)})",
+            lines=lines,
         )
     ]
 

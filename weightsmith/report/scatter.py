@@ -20,6 +20,21 @@ from weightsmith.report.plots import BLUE, GREY, ORANGE, VERMILION, style
 from weightsmith.report.scales import Rows, unit
 from weightsmith.report.words import percent
 
+GROUPS = {
+    "in neither top": (False, False),
+    "only in the screening's top": (True, False),
+    "only in the exact top (missed)": (False, True),
+    "in both": (True, True),
+}
+"""What a site is: whether it is in the top of the screening, and of the exact effects."""
+
+_LOOKS: tuple[dict[str, Any], ...] = (
+    {"color": "#8E99A6", "marker": "o", "s": 12, "alpha": 0.6},
+    {"color": ORANGE, "marker": "^", "s": 38},
+    {"color": VERMILION, "marker": "X", "s": 44},
+    {"color": BLUE, "marker": "D", "s": 30},
+)
+
 
 def screen_rows(screen: Effects, exact: Effects, top: int) -> Rows:
     """The points of `screen_scatter`: site, screened, exact, ranks from 1, whether each counts it among its top.
@@ -68,19 +83,12 @@ def screen_scatter(screen: Effects, exact: Effects, recall: float, top: int) -> 
         WeightsmithError: as `screen_rows`.
     """
     rows = screen_rows(screen, exact, top)
-    groups: tuple[tuple[str, bool, bool, dict[str, Any]], ...] = (
-        ("in neither top", False, False, {"color": "#8E99A6", "marker": "o", "s": 12, "alpha": 0.6}),
-        ("only in the screening's top", True, False, {"color": ORANGE, "marker": "^", "s": 38}),
-        ("only in the exact top (missed)", False, True, {"color": VERMILION, "marker": "X", "s": 44}),
-        ("in both", True, True, {"color": BLUE, "marker": "D", "s": 30}),
-    )
     with style():
         figure = Figure(figsize=(6.2, 4.8), layout="constrained")
         axes = figure.subplots()
         axes.axhline(0, color=GREY, linewidth=0.7)
         axes.axvline(0, color=GREY, linewidth=0.7)
-        for label, screened, true, look in groups:
-            points = [row for row in rows if (row["screened_top"], row["exact_top"]) == (screened, true)]
+        for label, points, look in zip(GROUPS, grouped(rows).values(), _LOOKS, strict=True):
             if points:
                 across, up = ([row[name] for row in points] for name in ("screened", "exact"))
                 axes.scatter(across, up, linewidths=0, label=f"{label} ({len(points)})", zorder=3, **look)
@@ -92,12 +100,26 @@ def screen_scatter(screen: Effects, exact: Effects, recall: float, top: int) -> 
         axes.set_ylabel(f"exact effect ({unit(exact)})")
         axes.grid(color="#E9ECF0")
         axes.set_axisbelow(True)
-        means = torch.tensor([[row["screened"], row["exact"]] for row in rows], dtype=torch.float64)
-        correlation = rank_correlation(*means.T)
-        told = "rank correlation n/a" if math.isnan(correlation) else f"rank correlation {correlation:.2f}"
-        axes.set_title(f"Recall of the top {top}: {percent(recall)}, {told}, {len(rows)} site{'s' * (len(rows) != 1)}")
+        axes.set_title(screen_title(rows, recall, top))
         figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
+
+
+def grouped(rows: Rows) -> dict[str, Rows]:
+    """The rows of `screen_rows` by `GROUPS`: by whose top each site is in."""
+    found: dict[str, Rows] = {name: [] for name in GROUPS}
+    for row in rows:
+        name = next(name for name, tops in GROUPS.items() if tops == (row["screened_top"], row["exact_top"]))
+        found[name].append(row)
+    return found
+
+
+def screen_title(rows: Rows, recall: float, top: int) -> str:
+    """What a screening came to, in words."""
+    means = torch.tensor([[row["screened"], row["exact"]] for row in rows], dtype=torch.float64)
+    correlation = rank_correlation(*means.T)
+    told = "rank correlation n/a" if math.isnan(correlation) else f"rank correlation {correlation:.2f}"
+    return f"Recall of the top {top}: {percent(recall)}, {told}, {len(rows)} site{'s' * (len(rows) != 1)}"
 
 
 def _ranks(values: Sequence[float]) -> list[int]:

@@ -64,19 +64,18 @@ class Evaluated:
         write_json(out / METRICS, stored(dict(self.entries)))
         write_csv(out / TABLE, rows)
         write_csv(out / CLASSES, self.found.class_rows(self.class_names))
-        figure = evaluation_figure(rows, by_class, self.found.baseline)
-        report.save(figure, out / FIGURE)
+        report.save(evaluation_figure(rows, by_class, self.found.baseline), out / FIGURE)
         inputs = EvaluationInputs(
             title=title,
             recommendations=[str(one) for one in self.chosen],
             summary=self.summary,
             notes=self.notes,
-            figure=figure,
             rows=rows,
             by_class=by_class,
             config=config,
             env=folder.env(),
             section=section,
+            bins=self.found.bins,
             chosen=[(one.purpose, one.model) for one in self.chosen],
             confusions={name: scores.confusion for name, scores in self.found.scores.items()},
             class_names=self.class_names,

@@ -20,12 +20,15 @@ from weightsmith.evaluate import (
     Candidate,
     Classification,
     Confidence,
+    ConfidenceBin,
     Recommendation,
     accuracy_change,
     answers_of,
+    confidence_bins,
     pareto_front,
     recommend,
 )
+from weightsmith.evaluate.confidence import BINS
 from weightsmith.files import read_tensors, write_json
 from weightsmith.measure import Cost, Interval, Latency, Predictions, latencies
 from weightsmith.measure.sums import write_tensors
@@ -131,6 +134,11 @@ class Measured:
         return {name: Confidence.of(seen) for name, seen in self.predictions.items()}
 
     @cached_property
+    def bins(self) -> dict[str, tuple[ConfidenceBin, ...]]:
+        """Of each model how often it is right by how sure it is."""
+        return {name: confidence_bins(seen) for name, seen in self.predictions.items()}
+
+    @cached_property
     def candidates(self) -> dict[str, Candidate]:
         return {
             name: Candidate(name, scores.accuracy, self.times[name][CENTRE].median)
@@ -207,7 +215,12 @@ class Measured:
             "baseline": name == self.baseline,
             "pareto": name in self.front(),
             "measures": measures,
-            "calibration": {"expected_error": self.confidence[name].calibration_error, "bins": 15, "widths": "equal"},
+            "calibration": {
+                "expected_error": self.confidence[name].calibration_error,
+                "bins": BINS,
+                "widths": "equal",
+                "filled": [{**vars(one), "accuracy": _entry(one.accuracy)} for one in self.bins[name]],
+            },
             "class_accuracy": classes,
             "confusion": _counts(scores.confusion),
             "latency": {str(size): self._latency(name, size) for size in self.times[name]},

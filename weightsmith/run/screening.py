@@ -56,7 +56,8 @@ def screen_findings(options: AttributionOptions, model: Model, folder: RunFolder
             f"Screened against exact effect of every place, on {len(audit.samples)} inputs where both were measured."
         )
         figure = report.screen_scatter(audited, audit, result.recall[top], top)
-        found.figure("screen", caption, figure, report.screen_rows(audited, audit, top))
+        blocks = located.screen_blocks(audited, audit, result.recall[top], top)
+        found.figure("screen", caption, figure, report.screen_rows(audited, audit, top), blocks)
     found.summary = [
         f"Screened {len(sites)} places by {options.method} in {told}, and measured the best {len(verified.sites)} exactly"
         + (f"; {len(found.refused)} inputs were refused." if found.refused else "."),

@@ -8,7 +8,7 @@ import pytest
 from weightsmith.errors import WeightsmithError
 from weightsmith.report.arithmetic_page import coefficient_chart
 from weightsmith.report.parts import Chart, Level, Line, Point
-from weightsmith.report.parts.chart import MOST_POINTS, WIDTH
+from weightsmith.report.parts.chart import LEFT, MOST_POINTS, RIGHT, WIDTH
 from weightsmith.report.render import rendered
 
 
@@ -61,7 +61,7 @@ def test_a_point_tells_its_name_its_values_and_that_it_was_chosen() -> None:
     point = Point(0.3, 0.912, 0.88, 0.94, told="model b", chosen=True)
     one = chart(Line("ties", [point]), y_percent=True, chosen="recommended")
     assert one.drawn[0].spots[0].told == "ties, model b: y 91.2% (88.0% to 94.0%) at x 0.3; recommended"
-    assert one.table == [("model b", "0.3", "91.2%", "88.0% to 94.0%", True)]
+    assert one.table == [("ties, model b", "0.3", "91.2%", "88.0% to 94.0%", True)]
     text = rendered(one, "x", 3)
     assert text.count('class="ring"') == 2  # around the point, and in the legend
 
@@ -72,6 +72,50 @@ def test_lines_with_intervals_stand_a_little_apart() -> None:
     assert 2 < second.spots[0].x - first.spots[0].x < 8
     first, second = chart(*(Line(name, [Point(0, 1), Point(1, 1)]) for name in "ab")).drawn
     assert first.spots[0].x == second.spots[0].x
+
+
+def test_lines_without_an_x_in_common_stay_where_they_were_measured() -> None:
+    ones, others = [Point(0, 1, 0.5, 1.5), Point(2, 1, 0.5, 1.5)], [Point(1, 1, 0.5, 1.5)]
+    both = chart(Line("a", ones), Line("b", others)).drawn
+    alone = chart(Line("a", [*ones, *others])).drawn[0].spots
+    assert [spot.x for line in both for spot in line.spots] == [spot.x for spot in alone]
+
+
+def test_an_interval_of_x_is_drawn_told_and_within_the_axis() -> None:
+    row = {"ms": "4", "ms_low": "2", "ms_high": "8", "accuracy": 0.5, "accuracy_low": 0.25, "accuracy_high": 0.75}
+    one = chart(Line("a", [Point.of(row, "ms", "accuracy")], joined=False), bounds="95% interval")
+    (spot,) = one.drawn[0].spots
+    assert spot.left is not None
+    assert spot.right is not None
+    assert LEFT < spot.left < spot.x < spot.right < WIDTH - RIGHT
+    assert spot.right - spot.x == pytest.approx(2 * (spot.x - spot.left), abs=0.3)
+    assert spot.told == "a: y 0.5 (0.25 to 0.75) at x 4 (2 to 8)"
+    text = rendered(one, "x", 3)
+    assert f'<path class="bounds" d="{spot.bars}">' in text
+    assert spot.bars.count("M") == 2
+    assert '<th scope="col" class="n">95% interval</th>' in text
+
+
+def test_an_axis_can_be_logarithmic_and_have_nought() -> None:
+    points = [Point(x, 1) for x in (0.0, 0.01, 0.1, 1.0)]
+    one = chart(Line("a", points), x_axis="log10 from 0", x_ticks=(0.0, 0.001, 0.01, 0.1, 1.0), x_percent=True)
+    spots = one.drawn[0].spots
+    steps = [b.x - a.x for a, b in pairwise(spots)]
+    assert max(steps) - min(steps) < 0.3
+    assert spots[0].x > LEFT
+    assert [label for _, label in one.ticks[0]] == ["0%", "1%", "10%", "100%"]
+    assert [at for at, _ in one.ticks[0]] == pytest.approx([spot.x for spot in spots], abs=0.1)
+    assert len(chart(Line("a", [Point(-1, 1), *points]), x_axis="log10 from 0").drawn[0].spots) == 4
+    alone = chart(Line("a", [Point(0, 1)]), x_axis="log10 from 0")
+    assert alone.ticks[0][0][1] == "0"
+
+
+def test_quiet_points_that_are_not_joined_are_small_things_to_read_all_the_same() -> None:
+    one = chart(
+        Line("few", [Point(0, 1, told="site")], joined=False, quiet=True), Line("front", [Point(1, 1)], quiet=True)
+    )
+    assert [(line.look, bool(line.mark)) for line in one.drawn] == [("quiet", True), ("quiet", False)]
+    assert [row[0] for row in one.table] == ["few, site"]
 
 
 def test_a_long_line_is_thinned_and_keeps_what_was_chosen() -> None:

@@ -14,19 +14,19 @@ from functools import cached_property
 from typing import ClassVar
 
 from weightsmith.errors import WeightsmithError
-from weightsmith.report.parts.axes import apart, ends_of, scaled, tick_label, ticks_of, told_number
+from weightsmith.report.parts.axes import apart, ends_of, scaled, tick_label, ticks_of, told_bounds, told_number
 from weightsmith.report.parts.blocks import Block
 from weightsmith.report.parts.chart import COLOURS, MARKS, WIDTH, Line, Point, has_numbers, keys_of, more_told
 
-TOP, BOTTOM, RIGHT = 8, 46, 68
-"""Room around the plot, in units of the SVG's view box; on the right stand the values."""
+TOP, BOTTOM = 8, 46
+"""Room above and below the plot, in units of the SVG's view box."""
 
 PITCH, LEADING = 18, 15
 """Between the values of a name, and between the lines of a name."""
 
 _LETTERS, _LINES = 22, 3
-_LETTER = 7.8
-"""Letters in a line of a name, lines of it, and about the width of a letter."""
+_LETTER, _DIGIT = 8.2, 10.2
+"""Letters in a line of a name, lines of it, and about the width of a letter, and of one of a value, where they are largest."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -72,7 +72,9 @@ class Bars(Block):
     def frame(self) -> tuple[float, float, float, float]:
         """Left, top, right and bottom of the plot."""
         widest = max((_width(line) for lines in self.labels for line in lines), default=0)
-        return round(min(widest, _LETTERS + 2) * _LETTER) + 14, TOP, WIDTH - RIGHT, self.edges[-1]
+        values = [self._values(point)[0] for line in self.lines for point in line.points if math.isfinite(point.y)]
+        right = WIDTH - round(max(map(len, values)) * _DIGIT) - 12  # there stand the values
+        return round(min(widest, _LETTERS + 2) * _LETTER) + 14, TOP, right, self.edges[-1]
 
     @property
     def view(self) -> str:
@@ -173,10 +175,7 @@ class Bars(Block):
         )
 
     def _values(self, point: Point) -> tuple[str, str]:
-        interval = ""
-        if not math.isnan(point.low) and not math.isnan(point.high):
-            interval = f"{told_number(point.low, self.percent)} to {told_number(point.high, self.percent)}"
-        return told_number(point.y, self.percent), interval
+        return told_number(point.y, self.percent), told_bounds(point.low, point.high, self.percent)
 
     @cached_property
     def _ends(self) -> tuple[float, float]:

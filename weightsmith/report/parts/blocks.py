@@ -17,7 +17,12 @@ if TYPE_CHECKING:
 MOST_ROWS = 40
 """Rows of a table that a page shows."""
 
+_FEW_LETTERS = 24
+"""Letters up to which a cell is not broken into lines."""
+
 _NUMBER = re.compile(r"[-+]?\d+(\.\d*)?([eE][-+]?\d+)?|[-+]?nan|[-+]?inf")
+_MEASURED = re.compile(r"[-+]?\d[\d.,]*([eE][-+]?\d+)?%?( points)?( \([-+\d.e]+ to [-+\d.e]+\))?")
+"""A number as a page has it, with its interval; a column of such goes to the right and is not broken into lines."""
 
 
 @dataclass(frozen=True, eq=False, kw_only=True)
@@ -112,7 +117,7 @@ class Tabs(Block):
 
 
 def table_of(title: str, rows: Sequence[Row], file: str = "") -> dict[str, Any]:
-    """The first rows as text, without columns that hold nothing, and which columns are numbers."""
+    """The first rows as text, without columns that hold nothing, and how each column stands."""
     names = list(dict.fromkeys(name for row in rows for name in row))
     columns = {name: _column([row.get(name) for row in rows[:MOST_ROWS]]) for name in names}
     columns = {name: texts for name, texts in columns.items() if any(texts)}
@@ -122,12 +127,18 @@ def table_of(title: str, rows: Sequence[Row], file: str = "") -> dict[str, Any]:
     return {
         "title": title,
         "names": list(columns),
-        "numeric": [
-            all(_NUMBER.fullmatch(text) or text in ("", "n/a") for text in texts) for texts in columns.values()
-        ],
+        "looks": [_look(texts) for texts in columns.values()],
         "lines": list(zip(*columns.values(), strict=True)),
         "left": left,
     }
+
+
+def _look(texts: Sequence[str]) -> str:
+    """How a column stands: "n", on the right, numbers and the name that differences are to; "w", unbroken, a few words."""
+    said = [text for text in texts if text not in ("", "n/a", "baseline")]
+    if all(_NUMBER.fullmatch(text) or _MEASURED.fullmatch(text) for text in said) and (said or "n/a" in texts):
+        return "n"
+    return "w" if max(map(len, said), default=0) <= _FEW_LETTERS else ""
 
 
 def _column(values: Sequence[object]) -> list[str]:

@@ -50,7 +50,7 @@ class Cards(Block):
         title: above them; "" where a heading says it already.
         shots: those that are shown; total: how many there are.
         file: what has the others.
-        called: what one of them is called: "edited image".
+        called: what one of them is called: "edited image"; of: what the probabilities are of.
     """
 
     kind: ClassVar[str] = "cards"
@@ -60,6 +60,7 @@ class Cards(Block):
     total: int
     file: str = ""
     called: str = "image"
+    of: str = "class"
 
     @property
     def left_out(self) -> int:

@@ -12,7 +12,17 @@ from functools import cached_property
 from typing import ClassVar
 
 from weightsmith.errors import WeightsmithError
-from weightsmith.report.parts.axes import Axis, apart, ends_of, scaled, tick_label, ticks_of, told_number
+from weightsmith.report.parts.axes import (
+    Axis,
+    apart,
+    ends_of,
+    fits,
+    scaled,
+    tick_label,
+    ticks_of,
+    told_bounds,
+    told_number,
+)
 from weightsmith.report.parts.blocks import Block
 from weightsmith.report.words import Row, number
 
@@ -41,7 +51,8 @@ class Point:
     """One point of a line.
 
     Attributes:
-        x, y: where it is; low, high: bounds of its interval, NaN where there is none.
+        x, y: where it is; low, high: bounds of the interval of y, NaN where there is none.
+        x_low, x_high: of that of x, where x was measured as well.
         told: its name, before the numbers; chosen: has a ring around it.
         each: the values that it is the mean of, drawn small.
     """
@@ -53,12 +64,14 @@ class Point:
     told: str = ""
     chosen: bool = False
     each: Sequence[float] = ()
+    x_low: float = math.nan
+    x_high: float = math.nan
 
     @classmethod
     def of(cls, row: Row, x: str, y: str, told: str = "", chosen: bool = False) -> Point:
-        """Of the columns of a row: x, y, and y_low and y_high where it has them."""
-        low, high = (number(row.get(f"{y}{end}", "")) for end in ("_low", "_high"))
-        return cls(number(row[x]), number(row[y]), low, high, told, chosen)
+        """Of the columns of a row: x, y, and what ends in _low and _high of both where it has them."""
+        low, high, left, right = (number(row.get(f"{name}{end}", "")) for name in (y, x) for end in ("_low", "_high"))
+        return cls(number(row[x]), number(row[y]), low, high, told, chosen, x_low=left, x_high=right)
 
 
 @dataclass(frozen=True)
@@ -69,7 +82,7 @@ class Line:
         name: in the legend.
         points: in their order.
         joined: whether a line goes through them; steps: in steps, as a Pareto front goes.
-        quiet: grey and without marks; what other lines are seen against.
+        quiet: grey, and without marks where a line goes through them; what other lines are seen against.
         look: which colour and mark; None counts on.
         dash: which dash.
     """
@@ -100,6 +113,7 @@ class Chart(Block):
         x_title, y_title: of the axes, with units.
         lines, levels: what is drawn.
         chosen: what a ring means; "" where none is chosen. each: what the small circles are.
+        bounds: what the intervals are.
         x_axis, y_axis: scales; x_ticks: where ticks must be, empty to have them found.
         x_percent, y_percent: whether the values are shares, told in percent.
         y_range: ends of the axis; None fits it to what is drawn.
@@ -114,6 +128,7 @@ class Chart(Block):
     levels: Sequence[Level] = field(default_factory=tuple)
     chosen: str = ""
     each: str = "single values"
+    bounds: str = "interval"
     x_axis: Axis = "linear"
     y_axis: Axis = "linear"
     x_ticks: Sequence[float] = ()
@@ -148,9 +163,10 @@ class Chart(Block):
         return self._set_apart(found)
 
     def _set_apart(self, found: list[Drawn]) -> list[Drawn]:
-        """Lines a little aside of each other where their intervals would cover each other."""
+        """Lines a little aside of each other where their intervals would cover each other: those with an x in common."""
         marked = [place for place, line in enumerate(self.lines) if not line.quiet and line.joined]
-        if len(marked) < 2 or all(math.isnan(p.low) for place in marked for p in self.lines[place].points):
+        places = [x for place in marked for x in {p.x for p in self.lines[place].points if not math.isnan(p.low)}]
+        if len(places) == len(set(places)):
             return found
         step = min(4.0, 24.0 / len(marked))
         for rank, place in enumerate(marked):
@@ -171,6 +187,7 @@ class Chart(Block):
         """Place and label of the ticks of both axes."""
         (left, right), (low, high) = self._x_ends, self._y_ends
         x_ticks = [spot for spot in self.x_ticks if left <= spot <= right] or ticks_of(left, right, self.x_axis)
+        x_ticks += [0.0] if self.x_axis == "log10 from 0" and 0.0 not in x_ticks else []
         y_ticks = ticks_of(low, high, self.y_axis)
         x_ticks = apart(x_ticks, self._x, 44)
         return (
@@ -182,9 +199,9 @@ class Chart(Block):
     def table(self) -> list[tuple[str, str, str, str, bool]]:
         """Line, x, y, interval and whether chosen of every point: the numbers for those who do not see the plot."""
         return [
-            (point.told or line.name, *self._values(point), point.chosen)
+            (_called(line, point), *self._values(point), point.chosen)
             for line in self.lines
-            if not line.quiet
+            if not line.quiet or not line.joined
             for point in _thinned(line.points)
         ]
 
@@ -204,13 +221,15 @@ class Chart(Block):
                 self._told(line, point),
                 point.chosen,
                 tuple(round(self._y(value), 1) for value in point.each if math.isfinite(value)),
+                None if math.isnan(point.x_low) else round(self._x(point.x_low), 1),
+                None if math.isnan(point.x_high) else round(self._x(point.x_high), 1),
             )
             for point in points
         ]
         return Drawn(
             name=line.name,
             look="quiet" if line.quiet else f"c{look % COLOURS}",
-            mark="" if line.quiet else MARKS[look % len(MARKS)],
+            mark="" if line.quiet and line.joined else MARKS[0 if line.quiet else look % len(MARKS)],
             dash=DASHES[line.dash % len(DASHES)],
             join=("H{x}V{y}" if line.steps else "L{x} {y}") if line.joined else "",
             spots=spots,
@@ -218,25 +237,31 @@ class Chart(Block):
 
     def _told(self, line: Line, point: Point) -> str:
         x, y, bounds = self._values(point)
-        name = ", ".join(dict.fromkeys(part for part in (line.name, point.told) if part))
+        name = _called(line, point)
         told = f"{name}: {self.y_title} {y}" if name else f"{self.y_title} {y}"
         told += f" ({bounds})" if bounds else ""
         told += f" at {self.x_title} {x}"
         return told + more_told(point, self.chosen, self.each, self.y_percent)
 
     def _values(self, point: Point) -> tuple[str, str, str]:
-        bounds = ""
-        if not math.isnan(point.low) and not math.isnan(point.high):
-            bounds = f"{told_number(point.low, self.y_percent)} to {told_number(point.high, self.y_percent)}"
-        return told_number(point.x, self.x_percent), told_number(point.y, self.y_percent), bounds
+        across = told_bounds(point.x_low, point.x_high, self.x_percent)
+        x = told_number(point.x, self.x_percent) + (f" ({across})" if across else "")
+        return x, told_number(point.y, self.y_percent), told_bounds(point.low, point.high, self.y_percent)
 
     def _finite(self, point: Point) -> bool:
-        above = (self.x_axis == "linear" or point.x > 0) and (self.y_axis == "linear" or point.y > 0)
-        return math.isfinite(point.x) and math.isfinite(point.y) and above
+        return fits(point.x, self.x_axis) and fits(point.y, self.y_axis)
 
     @cached_property
     def _x_ends(self) -> tuple[float, float]:
-        return ends_of([p.x for line in self.lines for p in line.points if self._finite(p)], self.x_axis, 0.04)
+        values = [
+            value
+            for line in self.lines
+            for p in line.points
+            if self._finite(p)
+            for value in (p.x, p.x_low, p.x_high)
+            if fits(value, self.x_axis)
+        ]
+        return ends_of(values, self.x_axis, 0.04)
 
     @cached_property
     def _y_ends(self) -> tuple[float, float]:
@@ -248,7 +273,7 @@ class Chart(Block):
             for p in line.points
             if self._finite(p)
             for value in (p.y, p.low, p.high, *p.each)
-            if math.isfinite(value) and (self.y_axis == "linear" or value > 0)
+            if fits(value, self.y_axis)
         ]
         return ends_of([*values, *(level.y for level in self.levels if math.isfinite(level.y))], self.y_axis, 0.06)
 
@@ -264,7 +289,9 @@ class Chart(Block):
 
 @dataclass(frozen=True)
 class Spot:
-    """A point as it is drawn: its place, the ends of its interval, what it says, whether it has a ring, and its circles."""
+    """A point as it is drawn: its place, the ends of its interval, what it says, whether it has a ring, its circles, and the
+    ends of the interval of x.
+    """
 
     x: float
     y: float
@@ -273,6 +300,16 @@ class Spot:
     told: str
     chosen: bool
     each: tuple[float, ...] = ()
+    left: float | None = None
+    right: float | None = None
+
+    @property
+    def bars(self) -> str:
+        """The path of its intervals, from its place; "" without any."""
+        up = "" if self.low is None or self.high is None else f"M0 {self.low - self.y:.1f}V{self.high - self.y:.1f}"
+        if self.left is None or self.right is None:
+            return up
+        return f"{up}M{self.left - self.x:.1f} 0H{self.right - self.x:.1f}"
 
 
 @dataclass(frozen=True)
@@ -320,6 +357,10 @@ def keys_of(lines: Sequence[Line], chosen: str, each: str) -> list[tuple[str, st
     points = [point for line in lines for point in line.points]
     ringed = [("ring", chosen)] if chosen and any(point.chosen for point in points) else []
     return ringed + ([("each", each)] if any(point.each for point in points) else [])
+
+
+def _called(line: Line, point: Point) -> str:
+    return ", ".join(dict.fromkeys(part for part in (line.name, point.told) if part))
 
 
 def _thinned(points: Sequence[Point]) -> Sequence[Point]:

@@ -7,21 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from matplotlib.figure import Figure
-
 from weightsmith import report
 from weightsmith.evaluate import divergence
 from weightsmith.files import read_csv, write_csv, write_json
 from weightsmith.measure.intervals import NOTHING
-from weightsmith.report.compression import (
-    MOST_SHOWN,
-    agreement_table,
-    faithfulness_figure,
-    frontier_blocks,
-    kept_figure,
-    kept_heads_blocks,
-    shown_models,
-)
+from weightsmith.report.compression import agreement_table, faithfulness_figure, kept_figure, shown_models
+from weightsmith.report.compression_charts import divergence_blocks, faithfulness_blocks, frontier_blocks, kept_blocks
 from weightsmith.report.evaluation_page import Section
 from weightsmith.report.parts import Block
 from weightsmith.run.cells import columns, stored, told
@@ -48,6 +39,15 @@ _ABOUT = (
 _FRONTIER = (
     "What smaller models lose over what they keep, with 95% intervals over held-out images. A ring is around those that are "
     "recommended."
+)
+_DIVERGENCE = (
+    "KL divergence of class probabilities from the baseline's, with 95% intervals. Held-out images were in no search: where "
+    "they give clearly more than the judging images, the search fitted its judges."
+)
+_FAITHFULNESS = (
+    "Faithfulness of circuits of the best scored parts, the others replaced by their mean: 1 is the whole model, 0 what is "
+    "left with none of them. Lines on points are 95% intervals over images. CPR is the area under a curve over shares (more is "
+    "better), CMD the area between it and 1 (less is better)."
 )
 
 
@@ -141,34 +141,24 @@ def _section(
     chosen: Sequence[tuple[str, str]],
 ) -> Section:
     """What the page says besides, from what the run holds."""
-    figures: list[tuple[str, Figure | Sequence[Block]]] = []
-    frontier = frontier_blocks(rows, chosen)
-    if frontier:
-        figures.append((_FRONTIER, frontier))
-    if models:
-        heads = kept_heads_blocks([(one.name, one.kept) for one in models.values()], base.shape)
-        figures.append(("Which heads stay, block by block, counted from 0.", heads))
-        figure = kept_figure([(one.name, one.kept) for one in models.values()], base.shape)
-        first = f" The first {MOST_SHOWN} of {len(models)} models." if len(models) > MOST_SHOWN else ""
-        figures.append((f"What stays of heads (dark) and of MLP widths in each block, counted from 0.{first}", figure))
-        report.save(figure, folder.figures / "kept.png")
+    named = [(one.name, one.kept) for one in models.values()]
+    figures: list[tuple[str, Sequence[Block]]] = [
+        (_FRONTIER, frontier_blocks(rows, chosen)),
+        (_DIVERGENCE, divergence_blocks(rows)),
+        ("What stays of heads and of MLP neurons, block by block, counted from 0.", kept_blocks(named, base.shape)),
+    ]
+    if named:
+        report.save(kept_figure(named, base.shape), folder.figures / "kept.png")
     tables = [("Smaller models, KL with 95% intervals", shown_models(rows), MODEL_ROWS)] if rows else []
     agreement, curves = _left(folder.results / AGREEMENT), _left(folder.results / FAITHFULNESS)
     if agreement:
         title = "Spearman correlation of scores with exact removal of single units, by kind of unit"
         tables.append((title, agreement_table(agreement), AGREEMENT))
     if curves:
-        figure = faithfulness_figure([{**row, "name": row["ranked"], "value": row["faithfulness"]} for row in curves])
-        figures.append(
-            (
-                "Faithfulness of circuits of the best scored parts, the others replaced by their mean: 1 is the whole model, 0 "
-                "what is left with none of them. Bands are 95% intervals over images. CPR is the area under a curve over "
-                "shares (more is better), CMD the area between it and 1 (less is better).",
-                figure,
-            )
-        )
-        report.save(figure, folder.figures / "faithfulness.png")
-    return Section(_ABOUT, _summary(rows), figures, tables)
+        curves = [{**row, "name": row["ranked"], "value": row["faithfulness"]} for row in curves]
+        report.save(faithfulness_figure(curves), folder.figures / "faithfulness.png")
+        figures.append((_FAITHFULNESS, faithfulness_blocks(curves)))
+    return Section(_ABOUT, _summary(rows), [one for one in figures if one[1]], tables)
 
 
 def _summary(rows: Sequence[dict[str, object]]) -> list[str]:
