@@ -17,7 +17,7 @@ from weightsmith.run.artificial.networks import RECORD as NETWORK
 from weightsmith.run.artificial.pair import pair_of
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
-from weightsmith.run.forecast.parts import figures, passes, training
+from weightsmith.run.forecast.parts import Drawing, figures, passes, training
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.job import check_device
 from weightsmith.run.options.artificial import ArtificialOptions
@@ -39,7 +39,7 @@ def artificial(options: ArtificialOptions) -> Plan:
         base, _, judges, notes = pair_of(options, device)
         pace = pace_of(base, options.batch_size, trains=False)
         rows = sum(len(one.val) + len(one.test) for one in judges)
-        steps = [_swept(options, folder, pace, rows), figures(1)]
+        steps = [_swept(options, folder, pace, rows), figures(_sweep(options, len(judges)))]
         return Plan(
             command="artificial", steps=steps, folder=folder.path, weights=2 * pace.weights, notes=[*notes, HOW]
         )
@@ -63,8 +63,15 @@ def artificial(options: ArtificialOptions) -> Plan:
     if "sweep" in stages:
         rows = sum(val + test for _, val, test in parts)
         steps.append(_swept(options, folder, pace, rows))
-    steps.append(figures(3))
+    drawn = [Drawing(panels=2) for stage in ("base", "finetune") if stage in stages]
+    drawn += [_sweep(options, 2)] if "sweep" in stages else []
+    steps.append(figures(*drawn))
     return Plan(command="artificial", steps=steps, folder=folder.path, weights=2 * pace.weights, notes=[HOW])
+
+
+def _sweep(options: ArtificialOptions, data: int) -> Drawing:
+    """The figure of the sweep: a panel for each operation and data set."""
+    return Drawing(panels=len(options.operations) * data)
 
 
 def _swept(options: ArtificialOptions, folder: RunFolder, pace: Pace, rows: int) -> Step:

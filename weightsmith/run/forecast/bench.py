@@ -8,6 +8,7 @@ from itertools import product
 
 from weightsmith.files import user_path
 from weightsmith.models import Model
+from weightsmith.report.comparison import MEASURES as COMPARED
 from weightsmith.request import TextRequest
 from weightsmith.run.ablate import KIN as ABLATE_KIN
 from weightsmith.run.ablate import WAYS
@@ -20,7 +21,7 @@ from weightsmith.run.forecast.correct import solving
 from weightsmith.run.forecast.knowledge import answering, language, preserved_passes
 from weightsmith.run.forecast.locate import embedded
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
-from weightsmith.run.forecast.parts import figures, passes
+from weightsmith.run.forecast.parts import Drawing, figures, passes
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.inputs import EMBEDDED
 from weightsmith.run.job import check_device
@@ -77,7 +78,7 @@ def compare(options: CompareOptions) -> Plan:
     for method, size, seed in product(methods, [size for size in sizes if size <= bench.most], seeds):
         there = (folder.path / "cells" / file_of(method, size, seed)).is_file() and not options.overwrite
         steps.append(_cell(bench, method, size, f"{method}, {size} edits, seed {seed}", there))
-    steps.append(figures(5))
+    steps.append(figures(*[Drawing(panels=1)] * (len(COMPARED) + 1)))
     return _plan("compare", folder, bench, steps, notes)
 
 
@@ -98,8 +99,14 @@ def ablate(options: AblateOptions) -> Plan:
         notes.append("With fit steps the random start is measured as well where the grid asks for it: so much more.")
     if isinstance(options, AblateReplayOptions):
         steps += _streams(options, bench, method)
-    steps.append(figures(2))
+    steps.append(figures(*_drawings(options)))
     return _plan(f"ablate {way}", folder, bench, steps, notes)
+
+
+def _drawings(options: AblateOptions) -> list[Drawing]:
+    if isinstance(options, AblateReplayOptions):
+        return [Drawing(panels=2 * len(options.buffers))] * 2
+    return [Drawing(panels=4)]
 
 
 def _streams(options: AblateReplayOptions, bench: _Bench, method: str) -> list[Step]:

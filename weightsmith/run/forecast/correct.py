@@ -16,17 +16,22 @@ from weightsmith.files import user_path
 from weightsmith.locate import ImageCases, grids
 from weightsmith.locate.forecast import sweep_cost
 from weightsmith.models import Model, load
+from weightsmith.report.plots import MOST_CELLS_WITH_TEXT
 from weightsmith.run.baseline import KIN, opened, stem_of
 from weightsmith.run.editing import AUTO
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
-from weightsmith.run.forecast.parts import figures, passes, training
+from weightsmith.run.forecast.parts import Drawing, figures, held_by, passes, training
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.job import TRAIN_DEFAULTS, check_device, image_size_of, new_model, train_options
 from weightsmith.run.options.correct import BaselineOptions, RunOptions
 from weightsmith.run.pipeline import check_options, fingerprint, folder_of, stages_of
 from weightsmith.run.session import would_fill
 
+_COUNTS = 3
+"""Counts that are not nought in the row of a class, about."""
+_READ, _MOMENTS = 8, 6
+"""Times that edits are read in a solve; matrices of the keys' width that are there at a time, in float64."""
 _STEPS = 25
 """Steps in which an editor that says nothing of them finds a wanted value; most errors need fewer."""
 
@@ -55,12 +60,19 @@ def run(options: RunOptions) -> Plan:
     for stage in stages_of(options):
         there = folder.done(stage) == fingerprint(options, stage) and not options.overwrite
         steps += [dataclasses.replace(step, there=there) for step in make[stage]()]
-    steps.append(figures(4))
+    steps.append(figures(*_drawings(options, model, len(methods))))
     notes = [
         f"Counted with {options.max_samples} errors to trace and {options.max_edits} to edit: fewer are found where the model "
         "makes fewer. What editors need is a bound: they stop when the wanted class leads."
     ]
-    return Plan(command="run", steps=steps, folder=folder.path, weights=pace.weights, notes=[*notes, HOW])
+    return Plan(
+        command="run",
+        steps=steps,
+        folder=folder.path,
+        weights=pace.weights,
+        held=held_by(*split.parts().values()),
+        notes=[*notes, HOW],
+    )
 
 
 def baseline(options: BaselineOptions) -> Plan:
@@ -74,9 +86,22 @@ def baseline(options: BaselineOptions) -> Plan:
     steps = [
         training(pace, len(split.train), len(split.val), recipe),
         passes(pace, "test", f"{test} images of the validation and test parts", test),
-        figures(1),
+        figures(Drawing(panels=2)),
     ]
-    return Plan(command="baseline", steps=steps, folder=folder.path, weights=pace.weights, notes=[HOW])
+    held = held_by(*split.parts().values())
+    return Plan(command="baseline", steps=steps, folder=folder.path, weights=pace.weights, held=held, notes=[HOW])
+
+
+def _drawings(options: RunOptions, model: Model, methods: int) -> list[Drawing]:
+    """The curves of the training, the effects of layers, and a confusion matrix before and after each method."""
+    stages = stages_of(options)
+    counts = _COUNTS * model.n_classes if model.n_classes <= MOST_CELLS_WITH_TEXT else 0
+    drawn = {
+        "train": Drawing(panels=2 * (options.checkpoint is None)),
+        "locate": Drawing(panels=1),
+        "eval": Drawing(panels=1 + methods, texts=counts * (1 + methods)),
+    }
+    return [drawing for stage, drawing in drawn.items() if stage in stages and drawing.panels]
 
 
 def _source(options: RunOptions) -> Source:
@@ -144,14 +169,15 @@ def solving(pace: Pace, method: str, edits: int, preserved: float, beside: float
     asked = next((fields[name] for name in ("steps", "head_steps") if isinstance(fields.get(name), int)), _STEPS)
     steps = int(asked) if isinstance(asked, int) else _STEPS
     # The patcher and the head work behind the last block alone, on states that one pass gives.
-    inside = 0.0 if method in ("patcher", "head") else 3.0 * steps * edits
-    inputs = preserved + beside + 8 * edits
+    inside = 0.0 if method in ("patcher", "head") else steps * edits
+    # What is edited is read again and again, all of it at a time: before, for keys and values, and after each round.
+    again = _READ * edits
     return Step(
         name=f"edit, {method}",
         what=f"{edits} edits, {preserved:.0f} inputs preserved",
-        forwards=pace.forwards(inputs + inside),
-        seconds=pace.passes(inputs) + inside / 3 * pace.trained,
-        memory=max(256 * pace.alive, edits * pace.kept, pace.weights),
+        forwards=pace.forwards(preserved + beside + again + 3 * inside),
+        seconds=pace.passes(preserved + beside) + pace.passes(again, edits) + pace.descents(inside, edits),
+        memory=max(256 * pace.alive, edits * pace.kept) + pace.weights + _MOMENTS * 8 * pace.keys**2,
     )
 
 

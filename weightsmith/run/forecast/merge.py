@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from weightsmith.merge.forecast import merge_cost
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
-from weightsmith.run.forecast.parts import figures, passes
+from weightsmith.run.forecast.parts import Drawing, figures, passes
 from weightsmith.run.forecast.plan import Plan, Step, amount
 from weightsmith.run.merge.command import asked, search_of
 from weightsmith.run.merge.search import Search
@@ -42,7 +42,7 @@ def merge(options: MergeOptions) -> Plan:
     steps, weights = [step], 0
     if search is not None:
         paces = [pace_of(one.model, 256, trains=False) for one in search.bench.judges]
-        steps = [*_searched(search, paces, step), step, figures(1)]
+        steps = [*_searched(search, paces, step), step, figures(Drawing(panels=len(paces)))]
         weights = sum(pace.weights for pace in paces) + paces[0].weights
         notes += [
             "Accuracies that an earlier search has measured are in the cache and cost nothing: they are counted.",

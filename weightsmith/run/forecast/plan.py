@@ -41,7 +41,7 @@ class Plan:
         command: its name.
         steps: in their order.
         folder: what it would fill, as far as that is known.
-        weights: bytes of the networks that are in memory throughout.
+        weights: bytes of the networks that are in memory throughout; held: of data that are.
         notes: what is a bound or a guess, and how the time was estimated.
     """
 
@@ -49,6 +49,7 @@ class Plan:
     steps: Sequence[Step]
     folder: Path | None = None
     weights: int = 0
+    held: int = 0
     notes: Sequence[str] = field(default_factory=tuple)
 
     @property
@@ -66,8 +67,8 @@ class Plan:
 
     @property
     def memory(self) -> int:
-        """Bytes at a time: the weights, and the largest need of a step. Python and its libraries are not counted."""
-        return self.weights + max((step.memory for step in self.waiting), default=0)
+        """Bytes at a time: weights, data, and the largest need of a step. Python and its libraries are not counted."""
+        return self.weights + self.held + max((step.memory for step in self.waiting), default=0)
 
     def outcome(self) -> Outcome:
         """The plan as what the command came to."""
@@ -79,7 +80,7 @@ class Plan:
             f"forwards, about {duration(self.seconds)}, {amount(self.memory)} of memory beside Python's own. Nothing was "
             "written."
         )
-        total = {"forwards": self.forwards, "seconds": self.seconds, "memory": self.memory, "weights": self.weights}
+        total = {name: getattr(self, name) for name in ("forwards", "seconds", "memory", "weights", "held")}
         return Outcome(
             command=self.command,
             figures={
