@@ -31,6 +31,8 @@ from typing import Any
 
 import numpy as np
 
+from weightsmith.files import read_csv
+
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 RESULTS = Path(__file__).parent / "results"
@@ -131,6 +133,7 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=list(SETS), choices=list(SETS))
     parser.add_argument("--commands", nargs="+", default=list(FITTED), choices=list(FITTED))
     parser.add_argument("--sizes", action="store_true", help="memory at three sizes, instead")
+    parser.add_argument("--plan-only", action="store_true", help="plan anew, and compare with what was measured before")
     parser.add_argument("--child", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
@@ -142,21 +145,36 @@ def main() -> None:
     rows: list[dict[str, object]] = []
     if given.sizes:
         for size, name in product(SIZES, AT_SIZES):
-            row = compared(AT_SIZES[name], {**places, **sized(given.work, size)}, given.work)
-            rows.append({"network": size, "command": name, **row})
+            key = {"network": size, "command": name}
+            before = measured(given.out / "sizes.csv", key) if given.plan_only else None
+            row = compared(AT_SIZES[name], {**places, **sized(given.work, size)}, given.work, before)
+            rows.append({**key, **row})
             print(rows[-1], flush=True)
             keep(rows, given.out, "sizes", keys=("network", "command"))
         return
     for which, name in product(given.sets, given.commands):
         if name not in SETS[which]:
             continue  # `facts` has nothing that could be set otherwise
-        rows.append({"command": name, "set": which, **compared(SETS[which][name], places, given.work)})
+        key = {"command": name, "set": which}
+        before = measured(given.out / "estimates.csv", key) if given.plan_only else None
+        rows.append({**key, **compared(SETS[which][name], places, given.work, before)})
         print(rows[-1], flush=True)
         keep(rows, given.out, "estimates", keys=("command", "set"))
 
 
-def compared(command: str, places: dict[str, Path], work: Path) -> dict[str, object]:
-    """A row: what is said of a command, and what it took."""
+def measured(path: Path, key: dict[str, str]) -> dict[str, float]:
+    """What a command took when it was measured before. Raises `SystemExit` where it was not."""
+    rows = read_csv(path) if path.is_file() else []
+    found = next((row for row in rows if all(row[name] == value for name, value in key.items())), None)
+    if found is None:
+        raise SystemExit(f"{path} has no {key}: measure it first, without --plan-only")
+    return {"seconds": float(found["took_s"]), "memory": 1e6 * float(found["took_mb"])}
+
+
+def compared(
+    command: str, places: dict[str, Path], work: Path, real: dict[str, float] | None = None
+) -> dict[str, object]:
+    """A row: what is said of a command, and what it took; `real` where that is known."""
     with tempfile.TemporaryDirectory(dir=work) as folder:
         words = command.format(**places, out=Path(folder) / "out").split()
         if words[0] != "merge":
@@ -164,7 +182,8 @@ def compared(command: str, places: dict[str, Path], work: Path) -> dict[str, obj
         cache = Path(folder) / "cache"
         if words[0] != "facts":
             shutil.copytree(work / "fact-model", cache / "fact-model")
-        plan, real = (asked(how, words, cache) for how in ("plan", "run"))
+        plan = asked("plan", words, cache)
+        real = real or asked("run", words, cache)
     return {
         "said_s": round(plan["seconds"], 2),
         "took_s": round(real["seconds"], 2),

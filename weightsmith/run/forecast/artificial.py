@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import replace
 from itertools import product
 
@@ -17,7 +18,7 @@ from weightsmith.run.artificial.networks import RECORD as NETWORK
 from weightsmith.run.artificial.pair import pair_of
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
-from weightsmith.run.forecast.parts import Drawing, figures, passes, training
+from weightsmith.run.forecast.parts import Drawing, figures, loading, passes, training
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.job import check_device
 from weightsmith.run.options.artificial import ArtificialOptions
@@ -27,6 +28,7 @@ from weightsmith.train import TrainOptions
 
 def artificial(options: ArtificialOptions) -> Plan:
     """What `weightsmith.run.artificial.command.artificial` would do. Raises as it does, where that shows beforehand."""
+    started = time.perf_counter()
     check_options(options)
     device = check_device(options.device)
     alone = options.pretrained is not None
@@ -37,18 +39,20 @@ def artificial(options: ArtificialOptions) -> Plan:
     folder = would_fill(options, kin_of(stages), stem)
     if alone:
         base, _, judges, notes = pair_of(options, device)
+        load_step = loading(started)
         pace = pace_of(base, options.batch_size, trains=False)
         rows = sum(len(one.val) + len(one.test) for one in judges)
-        steps = [_swept(options, folder, pace, rows), figures(_sweep(options, len(judges)))]
+        steps = [load_step, _swept(options, folder, pace, rows), figures(_sweep(options, len(judges)))]
         return Plan(
             command="artificial", steps=steps, folder=folder.path, weights=2 * pace.weights, notes=[*notes, HOW]
         )
     sizes = [_rows(options, folder, place) for place in range(2)]
     width, classes = sizes[0][1], sizes[0][2]
     model: Model = network(width, classes, options.seed, device)
+    load_step = loading(started)
     pace = pace_of(model, options.batch_size)
     parts = [_parts(options, count) for count, _, _ in sizes]
-    steps = []
+    steps = [load_step]
     if "data" in stages:
         there = (folder.path / RECORD).is_file() and not options.overwrite
         steps.append(Step(name="data", what=f"tables of {sizes[0][0]} and {sizes[1][0]} rows", there=there))

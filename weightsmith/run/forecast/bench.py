@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import product
@@ -21,7 +22,7 @@ from weightsmith.run.forecast.correct import solving
 from weightsmith.run.forecast.knowledge import answering, language, preserved_passes
 from weightsmith.run.forecast.locate import embedded
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
-from weightsmith.run.forecast.parts import Drawing, figures, passes
+from weightsmith.run.forecast.parts import Drawing, figures, loading, passes
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.inputs import EMBEDDED
 from weightsmith.run.job import check_device
@@ -150,10 +151,12 @@ def _bench(options: BenchOptions, folder: RunFolder, most: int, notes: list[str]
     if options.model == "auto" and options.data_path in EMBEDDED:
         model, step, pace = embedded(options.data_path, options.seed, folder, check_device(options.device))
         return _images(options, model, pace, (step,), notes)
+    started = time.perf_counter()
     if options.model != "auto":
         model, _ = of_name(options.model, options.device)
         if model.family.reads == "images":
-            return _images(options, model, pace_of(model, 64), (), notes)
+            load_step = loading(started)
+            return _images(options, model, pace_of(model, 64), (load_step,), notes)
     found = language(options.model, options)
     requests = facts_of(options.data_path, found.world, most, options.seed, usable=True)
     kept = Kept.of(found.model, options.preserve, found.world)

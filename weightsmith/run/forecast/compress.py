@@ -22,7 +22,7 @@ from weightsmith.run.compress.record import OPTIMIZED
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.forecast.evaluate import EVALUATED, predicting, timing
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
-from weightsmith.run.forecast.parts import Drawing, figures, held_by, training
+from weightsmith.run.forecast.parts import Drawing, figures, held_by, loading, training
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.job import TRAIN_DEFAULTS, check_device, image_size_of, new_model, train_options
 from weightsmith.run.options.compress import CompressOptions
@@ -38,6 +38,7 @@ _EXACT_SHARE = 0.5
 
 def compress(options: CompressOptions) -> Plan:
     """What `weightsmith.run.compress.compress` would do. Raises as it does, where that shows beforehand."""
+    started = time.perf_counter()
     options = resolved(options)
     check_goals(options)
     device = check_device(options.device)
@@ -55,8 +56,9 @@ def compress(options: CompressOptions) -> Plan:
     held_out = options.held_out_ratio if options.held_out_from == "train" else options.held_out_from
     split = source.split(held_out, options.seed, options.val_ratio)
     model = model or new_model(options, source, device)
+    load_step = loading(started)
     pace = pace_of(model, train_options(options, TRAIN_DEFAULTS).batch_size)
-    steps: list[Step] = []
+    steps: list[Step] = [load_step]
     if trains(options) and options.checkpoint is None:
         recipe = train_options(options, TRAIN_DEFAULTS)
         steps.append(training(pace, len(split.train), len(split.val), recipe, there=there, name="baseline"))
@@ -144,17 +146,20 @@ def _products(model: Model) -> float:
 
 
 def _search_memory(model: Model, pace: Pace, images: int) -> int:
-    """Bytes beside the models: statistics of keys, what the whole model's stream was, and the maps that are fitted to it."""
-    widths, shape = _widths(model), shape_of(model)
-    # Of all tokens and of CLS, sums and what is made of them; both in float64.
-    statistics = 4 * 8 * sum(width**2 for width in widths)
+    """Bytes beside the models: statistics of keys, what the whole model's stream was, and what is done over them."""
+    widths, tokens, shape = _widths(model), model.n_tokens, shape_of(model)
+    # Of all tokens and of CLS, in float64.
+    statistics = 2 * 8 * sum(width**2 for width in widths)
     shown = images_that_fit(model, images)
-    each = 4 * model.n_tokens * shape.width * shown
+    each = 4 * tokens * shape.width * shown
     streams = (2 * model.n_layers + 2) * each
-    # The stream is read in pieces that are then joined; a fit has the keys of all, and the stream before and behind.
-    fitted = 4 * model.n_tokens * max(widths) * shown + 3 * each + 5 * 8 * max(widths) ** 2
-    passes = max(1, 2048 // model.n_tokens) * pace.kept
-    return statistics + max(2 * streams, streams + fitted, streams + passes)
+    # A fit has the keys of all images, the stream before and behind it, and what is solved.
+    fitted = 4 * tokens * max(widths) * shown + 3 * each + 5 * 8 * max(widths) ** 2
+    # Scores have statistics of their own; keys with gates, what lies beside them and their gradients, then units in float64.
+    batch = min(images, max(1, 2048 // tokens))
+    counted = statistics + batch * (4 * tokens * sum(widths) + pace.alive)
+    scored = batch * (3 * 4 * tokens * sum(widths) + 3 * 8 * sum(widths) + pace.kept)
+    return statistics + streams + max(streams, fitted, statistics + max(counted, scored))
 
 
 def _study(options: CompressOptions, model: Model, pace: Pace) -> Step:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import numpy as np
 import torch
@@ -21,7 +22,7 @@ from weightsmith.run.baseline import KIN, opened, stem_of
 from weightsmith.run.editing import AUTO
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
-from weightsmith.run.forecast.parts import Drawing, figures, held_by, passes, training
+from weightsmith.run.forecast.parts import Drawing, figures, held_by, loading, passes, training
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.job import TRAIN_DEFAULTS, check_device, image_size_of, new_model, train_options
 from weightsmith.run.options.correct import BaselineOptions, RunOptions
@@ -38,6 +39,7 @@ _STEPS = 25
 
 def run(options: RunOptions) -> Plan:
     """What `weightsmith.run.pipeline.run` would do. Raises as it does, where that shows without running the network."""
+    started = time.perf_counter()
     check_options(options)
     folder = folder_of(options)
     source = _source(options)
@@ -47,6 +49,7 @@ def run(options: RunOptions) -> Plan:
     model = (
         load(options.checkpoint, device=device) if options.checkpoint else _untrained(options, source, device, folder)
     )
+    load_step = loading(started)
     pace = pace_of(model, train_options(options, TRAIN_DEFAULTS).batch_size)
     methods = _methods(options, model)
     make = {
@@ -56,7 +59,7 @@ def run(options: RunOptions) -> Plan:
         "edit": lambda: [_editing(options, method, pace, len(split.train)) for method in methods],
         "eval": lambda: [_evaluating(options, pace, _proof(options, split), len(methods))],
     }
-    steps: list[Step] = []
+    steps: list[Step] = [load_step]
     for stage in stages_of(options):
         there = folder.done(stage) == fingerprint(options, stage) and not options.overwrite
         steps += [dataclasses.replace(step, there=there) for step in make[stage]()]
@@ -77,13 +80,16 @@ def run(options: RunOptions) -> Plan:
 
 def baseline(options: BaselineOptions) -> Plan:
     """What `weightsmith.run.baseline.baseline` would do. Raises as it does, where that shows beforehand."""
+    started = time.perf_counter()
     device = check_device(options.device)
     source, split, recipe = opened(options, blank=True)
     folder = would_fill(options, KIN, stem_of(source))
     model = new_model(options, source, device)
+    load_step = loading(started)
     pace = pace_of(model, recipe.batch_size)
     test = len(split.val) + len(split.held_out)
     steps = [
+        load_step,
         training(pace, len(split.train), len(split.val), recipe),
         passes(pace, "test", f"{test} images of the validation and test parts", test),
         figures(Drawing(panels=2)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 from weightsmith.files import user_path
@@ -9,7 +10,7 @@ from weightsmith.measure.latency import LEAST_ROUNDS
 from weightsmith.run.contenders import contenders, held_out_of
 from weightsmith.run.evaluate import KIN, check_options, placed
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
-from weightsmith.run.forecast.parts import Drawing, figures, held_by
+from weightsmith.run.forecast.parts import Drawing, figures, held_by, loading
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.measured import BATCH_SIZES
 from weightsmith.run.options.evaluate import EvaluateOptions
@@ -21,14 +22,21 @@ EVALUATED = Drawing(panels=6)
 
 def evaluate(options: EvaluateOptions) -> Plan:
     """What `weightsmith.run.evaluate.evaluate` would do. Raises as it does."""
+    started = time.perf_counter()
     options = placed(options)
     check_options(options)
     folder = would_fill(options, KIN, f"{user_path(options.data_path).stem}-evaluate")
     notes: list[str] = []
     models, _ = contenders(options, notes)
     models, images = held_out_of(options, models, notes, blank=True)
+    load_step = loading(started)
     paces = {one.name: pace_of(one.model, trains=False) for one in models}
-    steps = [*predicting(paces, len(images)), timing(list(paces.values()), options.rounds), figures(EVALUATED)]
+    steps = [
+        load_step,
+        *predicting(paces, len(images)),
+        timing(list(paces.values()), options.rounds),
+        figures(EVALUATED),
+    ]
     weights = sum(pace.weights for pace in paces.values())
     held = held_by(images)
     return Plan(command="evaluate", steps=steps, folder=folder.path, weights=weights, held=held, notes=[*notes, HOW])

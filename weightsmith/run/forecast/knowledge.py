@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,7 +19,7 @@ from weightsmith.run.fact_run import KIN as FACTS_KIN
 from weightsmith.run.facts import PRESET
 from weightsmith.run.forecast.correct import solving
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
-from weightsmith.run.forecast.parts import passes
+from weightsmith.run.forecast.parts import loading, passes
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.job import check_device
 from weightsmith.run.language import Kept, facts_of, of_name
@@ -99,17 +100,19 @@ def edit(options: EditOptions) -> Plan:
 
 def language(name: str, options: FolderOptions) -> Language:
     """The model that `--model` names, or the small GPT-2 of the fact world, which is made where it is not there."""
-    device = check_device(options.device)
+    device, started = check_device(options.device), time.perf_counter()
     if name != "auto":
         model, world = of_name(name, options.device)
-        return Language(model, world, pace_of(model, 64, _WORDS), ())
+        load_step = loading(started)
+        return Language(model, world, pace_of(model, 64, _WORDS), (load_step,))
     made = user_path(options.runs_dir) / FACTS
     cached = (user_path(options.cache_dir) if options.cache_dir else default_cache_dir()) / "fact-model"
     for place in (made, cached):
         world = world_of(place)
         if world is not None and world.fingerprint() == fact_world(0).fingerprint():
             model = load(place, device=device)
-            return Language(model, world, pace_of(model, 64, _WORDS), (_fact_model(place, there=True),))
+            steps = (_fact_model(place, there=True), loading(started))
+            return Language(model, world, pace_of(model, 64, _WORDS), steps)
     return untrained(0)
 
 

@@ -23,7 +23,7 @@ from weightsmith.report.heatmaps import MOST_CELLS_WITH_TEXT
 from weightsmith.report.overlays import MOST_SAMPLES
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
-from weightsmith.run.forecast.parts import Drawing, figures, passes, training
+from weightsmith.run.forecast.parts import Drawing, figures, loading, passes, training
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.inputs import Chosen, check_auto, image_cases, part_of, prompt_cases, short
 from weightsmith.run.job import check_device
@@ -86,8 +86,10 @@ def _model(options: LocateOptions, folder: RunFolder) -> tuple[Model, list[Step]
     """(the network, trained or as it is before training, the step that trains it, how fast it is)."""
     device = check_device(options.device)
     if options.model != "auto":
+        started = time.perf_counter()
         model = load(options.model, device=device)
-        return model, [], pace_of(model, trains=False)
+        load_step = loading(started)
+        return model, [load_step], pace_of(model, trains=False)
     check_auto(options)
     model, step, pace = embedded(options.data_path, options.seed, folder, device)
     return model, [step], pace

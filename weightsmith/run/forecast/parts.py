@@ -71,14 +71,23 @@ def figures(*drawings: Drawing) -> Step:
 
     A figure refers to itself in circles, so it stays until Python looks for such, mostly to the end: all of them count.
     """
-    seconds = sum(one.panels * _panel() + one.overlays * _overlay() + one.texts * _text() for one in drawings)
+    seconds = 0.0
+    for one in drawings:
+        seconds += one.panels * _panel()
+        seconds += one.texts * _text() if one.texts else 0.0
+        seconds += _overlays()[0] + one.overlays * _overlays()[1] if one.overlays else 0.0
     count = len(drawings)
     return Step(
         name="report",
         what=f"{count} figure{'s' * (count != 1)}, tables and a page",
         seconds=seconds,
-        memory=sum(one.memory for one in drawings) + _CANVAS_BYTES,
+        stays=sum(one.memory for one in drawings) + _CANVAS_BYTES,
     )
+
+
+def loading(started: float, weights: int = 0) -> Step:
+    """Reading models and data, which planning has just done as well, since `started` of the process's clock."""
+    return Step(name="load", what="models and data", seconds=time.perf_counter() - started, memory=weights)
 
 
 def held_by(*parts: ImageSet) -> int:
@@ -106,18 +115,17 @@ def _text() -> float:
 
 
 @cache
-def _overlay() -> float:
-    """Seconds of an image without axes, one of six."""
+def _overlays() -> tuple[float, float]:
+    """Seconds of a figure of images without axes: (whatever it shows, of each image), from one of two and one of six."""
+    from weightsmith.report import patch_weights
 
-    def images(figure: Any) -> None:
-        for axes in figure.subplots(1, 6):
-            axes.set(xticks=[], yticks=[])
-            axes.set_axis_off()
-            axes.set_title("layer 1", fontsize=8.5)
-            axes.imshow(np.zeros((8, 8)), cmap="gray")
-            axes.imshow(np.zeros((4, 4)), alpha=0.5)
+    def seconds(rows: int) -> float:
+        images, weights = np.zeros((rows, 3, 8, 8), np.uint8), np.ones((rows, 16))
+        return _fastest(lambda: patch_weights(images, weights, (4, 4), [(0, 1, 2)] * rows, ["name"] * rows))
 
-    return _drawn(images, size=(11.5, 2.2)) / 6
+    few, more = seconds(1), seconds(3)
+    each = max(more - few, 0.0) / 4
+    return max(few - 2 * each, 0.0), each
 
 
 def _plain(figure: Any) -> Any:
@@ -134,15 +142,23 @@ def _plain(figure: Any) -> Any:
     return axes
 
 
-def _drawn(fill: Callable[[Any], object], size: tuple[float, float] = (5.5, 3.8)) -> float:
-    """Seconds of a figure that is drawn into memory as ours are; of two, for the first loads fonts."""
+def _drawn(fill: Callable[[Any], object]) -> float:
+    """Seconds of a figure as ours are laid out."""
     from matplotlib.figure import Figure
 
+    def figure() -> Any:
+        made = Figure(figsize=(5.5, 3.8), layout="constrained")
+        fill(made)
+        return made
+
+    return _fastest(figure)
+
+
+def _fastest(make: Callable[[], Any]) -> float:
+    """Seconds of a figure that is made and drawn into memory; of two, for the first loads fonts."""
     found: list[float] = []
     for _ in range(2):
         started = time.perf_counter()
-        figure = Figure(figsize=size, layout="constrained")
-        fill(figure)
-        figure.savefig(io.BytesIO(), format="png", dpi=150, bbox_inches="tight")
+        make().savefig(io.BytesIO(), format="png", dpi=150, bbox_inches="tight")
         found.append(time.perf_counter() - started)
     return min(found)
