@@ -19,7 +19,7 @@ from weightsmith.run.cells import file_of
 from weightsmith.run.compare import KIN, check_options
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.forecast.correct import solving
-from weightsmith.run.forecast.knowledge import answering, language, preserved_passes
+from weightsmith.run.forecast.knowledge import answering, aside_of, language, moments_of, preserved_passes
 from weightsmith.run.forecast.locate import embedded
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
 from weightsmith.run.forecast.parts import Drawing, figures, loading, passes
@@ -49,6 +49,8 @@ class _Bench:
     steps: tuple[Step, ...]
     reads: str
     preserved: float
+    moments: int
+    aside: float
     held_out: int
     requests: Sequence[TextRequest]
     most: int
@@ -59,7 +61,7 @@ class _Bench:
             views = self.options.n_views if self.options.views != "none" else 0
             return passes(self.pace, "", "", self.held_out + 2 * size * (1 + views))
         asked = self.requests[:size]
-        return answering(self.pace, asked, written=min(size, _WRITING), name="")
+        return answering(self.pace, asked, written=min(size, _WRITING), name="", aside=3 * self.aside)
 
 
 def compare(options: CompareOptions) -> Plan:
@@ -74,7 +76,7 @@ def compare(options: CompareOptions) -> Plan:
     left = [size for size in sizes if size > bench.most]
     if left:
         notes.append(f"There are at most {bench.most} requests, so batches of more are left out.")
-    solved = {method: solving(bench.pace, method, 1, bench.preserved) for method in methods}
+    solved = {method: solving(bench.pace, method, 1, bench.preserved, moments=bench.moments) for method in methods}
     steps = [*bench.steps, *(_rename(one, f"statistics, {method}") for method, one in solved.items())]
     for method, size, seed in product(methods, [size for size in sizes if size <= bench.most], seeds):
         there = (folder.path / "cells" / file_of(method, size, seed)).is_file() and not options.overwrite
@@ -91,7 +93,7 @@ def ablate(options: AblateOptions) -> Plan:
     notes: list[str] = []
     bench = _bench(options, folder, options.max_edits, notes)
     (method,) = options.edit_method
-    once = _rename(solving(bench.pace, method, 1, bench.preserved), f"statistics, {method}")
+    once = _rename(solving(bench.pace, method, 1, bench.preserved, moments=bench.moments), f"statistics, {method}")
     steps = [*bench.steps, once]
     if isinstance(options, AblateLoraOptions):
         steps.append(_rename(solving(bench.pace, method, options.max_edits, 0.0), f"solve, {method}"))
@@ -158,17 +160,19 @@ def _bench(options: BenchOptions, folder: RunFolder, most: int, notes: list[str]
             load_step = loading(started)
             return _images(options, model, pace_of(model, 64), (load_step,), notes)
     found = language(options.model, options)
+    started = time.perf_counter()
     requests = facts_of(options.data_path, found.world, most, options.seed, usable=True)
     kept = Kept.of(found.model, options.preserve, found.world)
-    preserved = preserved_passes(kept, found.model)
-    return _Bench(options, found.pace, found.steps, "text", preserved, 0, requests, len(requests))
+    preserved, moments, aside = preserved_passes(kept, found.model), moments_of(kept, found.model), aside_of(kept)
+    steps = (*found.steps, replace(loading(started), name="read", what="facts, and the text that is preserved"))
+    return _Bench(options, found.pace, steps, "text", preserved, moments, aside, 0, requests, len(requests))
 
 
 def _images(options: BenchOptions, model: Model, pace: Pace, made: tuple[Step, ...], notes: list[str]) -> _Bench:
     train, val, held_out = parts_of(options, model, notes, blank=True)
     errors = passes(pace, "errors", f"a pass over {len(val)} images of the validation part", len(val))
     notes.append("Requests are errors: fewer are edited where the model makes fewer.")
-    return _Bench(options, pace, (*made, errors), "images", len(train), len(held_out), (), len(val))
+    return _Bench(options, pace, (*made, errors), "images", len(train), 0, 0.0, len(held_out), (), len(val))
 
 
 def _rename(step: Step, name: str) -> Step:

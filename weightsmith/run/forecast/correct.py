@@ -165,11 +165,12 @@ def _editing(options: RunOptions, method: str, pace: Pace, images: int) -> Step:
     return solving(pace, method, options.max_edits, min(images, _preserved(method) or images), beside=images)
 
 
-def solving(pace: Pace, method: str, edits: int, preserved: float, beside: float = 0.0) -> Step:
+def solving(pace: Pace, method: str, edits: int, preserved: float, beside: float = 0.0, moments: int = 0) -> Step:
     """One solve: keys or states of what is preserved, and gradient steps for each edit.
 
     Args:
         preserved: inputs whose keys are read; beside: inputs of other passes, such as those that find errors.
+        moments: second moments of keys that are there at a time, beside those of any solve.
     """
     fields = {field.name: field.default for field in dataclasses.fields(editors()[method])}
     asked = next((fields[name] for name in ("steps", "head_steps") if isinstance(fields.get(name), int)), _STEPS)
@@ -183,7 +184,7 @@ def solving(pace: Pace, method: str, edits: int, preserved: float, beside: float
         what=f"{edits} edits, {preserved:.0f} inputs preserved",
         forwards=pace.forwards(preserved + beside + again + 3 * inside),
         seconds=pace.passes(preserved + beside) + pace.passes(again, edits) + pace.descents(inside, edits),
-        memory=max(256 * pace.alive, edits * pace.kept) + pace.weights + _MOMENTS * 8 * pace.keys**2,
+        memory=max(256 * pace.alive, edits * pace.kept) + pace.weights + (_MOMENTS + moments) * 8 * pace.keys**2,
     )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from weightsmith.data.factworld import FactWorld, fact_world
@@ -33,6 +33,12 @@ _WORDS = 12
 """Tokens of a prompt with its answer, on average."""
 _TEXT_TOKENS = 60
 """Tokens that are written for the fluency."""
+_ASIDE_READ = 4
+"""Passes over the text kept aside: perplexity before and after, and both models for the drift."""
+_SAMPLE = 500
+"""Prompts and texts that are looked at for their lengths."""
+_TEXT_BYTES, _PACKED_BYTES, _TOKEN_BYTES = 700, 100, 150
+"""What the tokenizer makes of a text, the entry of a text in a row of each epoch, and what is there of each token."""
 _ROUGH = (
     "Editors stop when the wanted answers lead, so what they need is a bound; what is measured afterwards is counted by its "
     "questions."
@@ -69,18 +75,19 @@ def edit(options: EditOptions) -> Plan:
     found = language(options.model, options)
     check_reads_text(options, found.model)
     editing = {method: editor_of(options, method, found.model) for method in options.edit_method}
+    started = time.perf_counter()
     drawn = facts_of(options.data_path, found.world, options.max_edits, options.seed)
     requests = [one for one in without_repeats(drawn)[0] if isinstance(one, TextRequest)]
     kept = Kept.of(found.model, options.preserve, found.world)
-    steps = list(found.steps)
-    preserved = preserved_passes(kept, found.model)
+    steps = [*found.steps, replace(loading(started), name="read", what="facts, and the text that is preserved")]
+    preserved, moments, aside = preserved_passes(kept, found.model), moments_of(kept, found.model), aside_of(kept)
     for method in editing:
         if options.batch_size is None:
-            steps.append(solving(found.pace, method, len(requests), preserved))
+            steps.append(solving(found.pace, method, len(requests), preserved, moments=moments))
             continue
         done = _journalled(folder.path)
         batches = -(-len(requests) // options.batch_size)
-        once = solving(found.pace, method, options.batch_size, preserved)
+        once = solving(found.pace, method, options.batch_size, preserved, moments=moments)
         each = solving(found.pace, method, options.batch_size, 0.0)
         left = max(0, batches - done)
         steps.append(
@@ -94,7 +101,10 @@ def edit(options: EditOptions) -> Plan:
             )
         )
     steps += [answering(found.pace, requests, written=len(requests), name="before")]
-    steps += [answering(found.pace, requests, written=len(requests), name=f"after, {method}") for method in editing]
+    steps += [
+        answering(found.pace, requests, written=len(requests), name=f"after, {method}", aside=_ASIDE_READ * aside)
+        for method in editing
+    ]
     return Plan(command="edit", steps=steps, folder=folder.path, weights=found.pace.weights, notes=[_ROUGH, HOW])
 
 
@@ -111,7 +121,7 @@ def language(name: str, options: FolderOptions) -> Language:
         world = world_of(place)
         if world is not None and world.fingerprint() == fact_world(0).fingerprint():
             model = load(place, device=device)
-            steps = (_fact_model(place, there=True), loading(started))
+            steps = (_fact_model(place, there=True), _opening(started, world, place == cached))
             return Language(model, world, pace_of(model, 64, _WORDS), steps)
     return untrained(0)
 
@@ -140,12 +150,19 @@ def untrained(seed: int, there: bool = False) -> Language:
     return Language(model, world, pace, (train, asked))
 
 
-def answering(pace: Pace, requests: Sequence[TextRequest], *, written: int, name: str) -> Step:
-    """What one model answers to requests, their paraphrases and neighbours, and the text that it writes."""
+def answering(pace: Pace, requests: Sequence[TextRequest], *, written: int, name: str, aside: float = 0.0) -> Step:
+    """What one model answers to requests, their paraphrases and neighbours, and the text that it writes.
+
+    Args:
+        aside: passes over text kept aside, which is measured as well.
+    """
     questions = sum(1 + len(one.paraphrases) + len(one.neighbours) for one in requests)
     # Of each the wanted and the true answer, and the one that it gives by itself; a token written is a pass of its own.
-    inputs = 3 * questions + written * _TEXT_TOKENS
-    return passes(pace, name, f"{questions} questions, {written} texts of {_TEXT_TOKENS} tokens", inputs, batch=64)
+    inputs = 3 * questions + written * _TEXT_TOKENS + aside
+    found = passes(pace, name, f"{questions} questions, {written} texts of {_TEXT_TOKENS} tokens", inputs, batch=64)
+    # All texts are written together, token by token, and each token is read once.
+    writing = _TEXT_TOKENS * (pace.call + written * pace.image / _WORDS)
+    return replace(found, seconds=pace.passes(3 * questions + aside, 64) + writing)
 
 
 def preserved_passes(kept: Kept, model: Model) -> float:
@@ -154,6 +171,33 @@ def preserved_passes(kept: Kept, model: Model) -> float:
     prompts = len(kept.preserve.prompts) if isinstance(kept.preserve, Knowledge) else 0
     length = min(128, model.n_tokens)
     return len(text) * length / _WORDS + prompts
+
+
+def moments_of(kept: Kept, model: Model) -> int:
+    """Second moments that prompts need at a time: one for each length that there is, and all side by side when mixed."""
+    if not isinstance(kept.preserve, Knowledge) or not kept.preserve.prompts:
+        return 0
+    prompts = kept.preserve.prompts
+    return 2 * len({len(model.tokenize(prompt)) for prompt in prompts[:: max(1, len(prompts) // _SAMPLE)]})
+
+
+def aside_of(kept: Kept) -> float:
+    """Passes of `_WORDS` tokens over the text kept aside."""
+    return 0.0 if kept.aside is None else len(kept.aside) * kept.aside.length / _WORDS
+
+
+def _opening(started: float, world: FactWorld, cached: bool) -> Step:
+    """Opening the fact world's model; of one in the cache the texts are made into tokens again, to see that they are its."""
+    step = loading(started)
+    if not cached:
+        return step
+    texts, recipe = world.texts(), presets("text")[PRESET]
+    began, some = time.perf_counter(), texts[: 2 * _SAMPLE]
+    tokenizer = train_tokenizer(some, recipe["vocabulary"])
+    tokens = sum(len(ids) for ids in tokenizer(list(some), verbose=False)["input_ids"]) * len(texts) / len(some)
+    seconds = 2 * (time.perf_counter() - began) * len(texts) / len(some)
+    a_text = _TEXT_BYTES + _PACKED_BYTES * recipe["training"]["epochs"]
+    return replace(step, seconds=step.seconds + seconds, memory=round(len(texts) * a_text + tokens * _TOKEN_BYTES))
 
 
 def _fact_model(place: Path, *, there: bool) -> Step:
