@@ -22,7 +22,7 @@ from weightsmith.run.forecast.correct import solving
 from weightsmith.run.forecast.knowledge import answering, aside_of, language, moments_of, preserved_passes
 from weightsmith.run.forecast.locate import embedded
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
-from weightsmith.run.forecast.parts import Drawing, figures, loading, passes
+from weightsmith.run.forecast.parts import Drawing, figures, loading, passes, scoring
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.inputs import EMBEDDED
 from weightsmith.run.job import check_device
@@ -52,6 +52,7 @@ class _Bench:
     moments: int
     aside: float
     held_out: int
+    classes: int
     requests: Sequence[TextRequest]
     most: int
 
@@ -59,7 +60,9 @@ class _Bench:
         """What is measured of a cell."""
         if self.reads == "images":
             views = self.options.n_views if self.options.views != "none" else 0
-            return passes(self.pace, "", "", self.held_out + 2 * size * (1 + views))
+            step = passes(self.pace, "", "", self.held_out + 2 * size * (1 + views))
+            seconds = self.pace.passes(self.held_out) + 2 * self.pace.passes(size * (1 + views), size)
+            return replace(step, seconds=seconds + 2 * scoring(self.held_out, self.classes))
         asked = self.requests[:size]
         return answering(self.pace, asked, written=min(size, _WRITING), name="", aside=3 * self.aside)
 
@@ -97,9 +100,14 @@ def ablate(options: AblateOptions) -> Plan:
     steps = [*bench.steps, once]
     if isinstance(options, AblateLoraOptions):
         steps.append(_rename(solving(bench.pace, method, options.max_edits, 0.0), f"solve, {method}"))
-        for rank, fit, seed in product(options.ranks, options.fit_steps, options.seeds):
-            steps.append(_rename(bench.measured(options.max_edits), f"rank {rank}, {fit} fit steps, seed {seed}"))
-        notes.append("With fit steps the random start is measured as well where the grid asks for it: so much more.")
+        starts = [("SVD", fit) for fit in options.fit_steps] + [("random", fit) for fit in options.fit_steps if fit]
+        agreeing = bench.pace.passes(2 * options.max_edits, options.max_edits)
+        for seed in options.seeds:
+            names = ["the edit itself"]
+            names += [f"rank {rank}, {start} start, {fit} fit steps" for start, fit in starts for rank in options.ranks]
+            for name in names:
+                step = _rename(bench.measured(options.max_edits), f"{name}, seed {seed}")
+                steps.append(replace(step, what="an adapter, and what it does", seconds=step.seconds + agreeing))
     if isinstance(options, AblateReplayOptions):
         steps += _streams(options, bench, method)
     steps.append(figures(*_drawings(options)))
@@ -165,14 +173,16 @@ def _bench(options: BenchOptions, folder: RunFolder, most: int, notes: list[str]
     kept = Kept.of(found.model, options.preserve, found.world)
     preserved, moments, aside = preserved_passes(kept, found.model), moments_of(kept, found.model), aside_of(kept)
     steps = (*found.steps, replace(loading(started), name="read", what="facts, and the text that is preserved"))
-    return _Bench(options, found.pace, steps, "text", preserved, moments, aside, 0, requests, len(requests))
+    return _Bench(options, found.pace, steps, "text", preserved, moments, aside, 0, 0, requests, len(requests))
 
 
 def _images(options: BenchOptions, model: Model, pace: Pace, made: tuple[Step, ...], notes: list[str]) -> _Bench:
     train, val, held_out = parts_of(options, model, notes, blank=True)
     errors = passes(pace, "errors", f"a pass over {len(val)} images of the validation part", len(val))
     notes.append("Requests are errors: fewer are edited where the model makes fewer.")
-    return _Bench(options, pace, (*made, errors), "images", len(train), 0, 0.0, len(held_out), (), len(val))
+    return _Bench(
+        options, pace, (*made, errors), "images", len(train), 0, 0.0, len(held_out), model.n_classes, (), len(val)
+    )
 
 
 def _rename(step: Step, name: str) -> Step:

@@ -23,7 +23,7 @@ from weightsmith.run.folder import RunFolder
 from weightsmith.run.forecast.evaluate import EVALUATED, predicting, timing
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
 from weightsmith.run.forecast.parts import Drawing, figures, held_by, loading, training
-from weightsmith.run.forecast.plan import Plan, Step
+from weightsmith.run.forecast.plan import KEPT, Plan, Step
 from weightsmith.run.job import TRAIN_DEFAULTS, check_device, image_size_of, new_model, train_options
 from weightsmith.run.options.compress import CompressOptions
 from weightsmith.run.session import would_fill
@@ -32,6 +32,8 @@ _TRIALS = 21
 """Sizes that a search under a KL budget tries: six in each of its rounds, nine in the last."""
 _SCORED = 6
 """Passes, forward and backward, in which the units of a model are scored once by all ways together, an image."""
+_HALVED = 0.75
+"""Share of the multiplications that models have on average which are tried by halves, between a half and all of them."""
 _EXACT_SHARE = 0.5
 """Of a pass that a trial takes: it starts where it differs from the trial before."""
 
@@ -72,7 +74,7 @@ def compress(options: CompressOptions) -> Plan:
         held = len(split.held_out)
         names = ["baseline", *(goal.name for goal in goals)]
         paces = dict.fromkeys(names, pace)
-        steps += [*predicting(paces, held), timing(list(paces.values()), options.rounds)]
+        steps += [*predicting(paces, held, model.n_classes), timing(list(paces.values()), options.rounds)]
     drawn = [Drawing(panels=2)] if trains(options) and options.checkpoint is None and not there else []
     drawn += [Drawing(panels=2 * len(goals)), *([Drawing(panels=1)] if options.study else [])] if optimizes else []
     drawn += [EVALUATED] if options.mode in ("full", "evaluate") else []
@@ -96,8 +98,9 @@ def _goal(options: CompressOptions, goal: Goal, model: Model, pace: Pace, split:
     images, judging = len(goal.images(options, split)), len(goal.judging(options, split))
     there = (folder.path / OPTIMIZED / goal.name / "config.json").is_file() and not options.overwrite
     views = max(0, min(_MOST_VIEWS, -(-_JUDGED // max(judging, 1)) - 1))
-    # A model of a share of the multiplications costs that share; on the way there it is between the whole and that.
-    share = (1 + goal.value) / 2 if goal.method == "eap" else 1.0
+    # A model of a share of the multiplications costs that share; on the way there it is between the whole and that. A search
+    # by halves looks at half of what is there first.
+    share = (1 + goal.value) / 2 if goal.method == "eap" else _HALVED
     tries = _TRIALS if goal.method == "acdc" else ROUNDS
     looked = judging * (1 + views) * (tries + 2 if goal.method == "acdc" else 2)
     # Keys are counted once for the moments and once a round for the scores, maps are fitted in every trial.
@@ -159,7 +162,8 @@ def _search_memory(model: Model, pace: Pace, images: int) -> int:
     batch = min(images, max(1, 2048 // tokens))
     counted = statistics + batch * (4 * tokens * sum(widths) + pace.alive)
     scored = batch * (3 * 4 * tokens * sum(widths) + 3 * 8 * sum(widths) + pace.kept)
-    return statistics + streams + max(streams, fitted, statistics + max(counted, scored))
+    # What counting had is mostly still there while units are scored: it was freed in small pieces.
+    return statistics + streams + max(streams, fitted, statistics + min(counted, KEPT) + scored)
 
 
 def _study(options: CompressOptions, model: Model, pace: Pace) -> Step:

@@ -22,7 +22,7 @@ from weightsmith.run.baseline import KIN, opened, stem_of
 from weightsmith.run.editing import AUTO
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
-from weightsmith.run.forecast.parts import Drawing, figures, held_by, loading, passes, training
+from weightsmith.run.forecast.parts import Drawing, figures, held_by, loading, passes, scoring, training
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.job import TRAIN_DEFAULTS, check_device, image_size_of, new_model, train_options
 from weightsmith.run.options.correct import BaselineOptions, RunOptions
@@ -57,7 +57,7 @@ def run(options: RunOptions) -> Plan:
         "train": lambda: [_training(options, pace, split)],
         "locate": lambda: _tracing(options, model, pace, split),
         "edit": lambda: [_editing(options, method, pace, len(split.train)) for method in methods],
-        "eval": lambda: [_evaluating(options, pace, _proof(options, split), len(methods))],
+        "eval": lambda: [_evaluating(options, model, pace, _proof(options, split), len(methods))],
     }
     steps: list[Step] = [load_step]
     for stage in stages_of(options):
@@ -91,7 +91,7 @@ def baseline(options: BaselineOptions) -> Plan:
     steps = [
         load_step,
         training(pace, len(split.train), len(split.val), recipe),
-        passes(pace, "test", f"{test} images of the validation and test parts", test),
+        _scored(passes(pace, "test", f"{test} images of the validation and test parts", test), 2, test // 2, model),
         figures(Drawing(panels=2)),
     ]
     held = held_by(*split.parts().values())
@@ -204,7 +204,15 @@ def _proof(options: RunOptions, split: Split) -> int:
     return held
 
 
-def _evaluating(options: RunOptions, pace: Pace, held: int, methods: int) -> Step:
-    views = 2 * options.max_edits * (1 + (options.n_views if options.views != "none" else 0))
-    inputs = held * (1 + methods) + views * methods
-    return passes(pace, "eval", f"{held} held-out images before and after, {options.n_views} views an edit", inputs)
+def _evaluating(options: RunOptions, model: Model, pace: Pace, held: int, methods: int) -> Step:
+    views = 1 + (options.n_views if options.views != "none" else 0)
+    what = f"{held} held-out images before and after, {options.n_views} views an edit"
+    step = passes(pace, "eval", what, held * (1 + methods) + 2 * options.max_edits * views * methods)
+    seconds = pace.passes(held * (1 + methods)) + 2 * methods * pace.passes(
+        options.max_edits * views, options.max_edits
+    )
+    return _scored(dataclasses.replace(step, seconds=seconds), 2 * methods, held, model)
+
+
+def _scored(step: Step, times: int, images: int, model: Model) -> Step:
+    return dataclasses.replace(step, seconds=step.seconds + times * scoring(max(images, 1), model.n_classes))

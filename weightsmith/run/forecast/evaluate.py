@@ -10,7 +10,7 @@ from weightsmith.measure.latency import LEAST_ROUNDS
 from weightsmith.run.contenders import contenders, held_out_of
 from weightsmith.run.evaluate import KIN, check_options, placed
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
-from weightsmith.run.forecast.parts import Drawing, figures, held_by, loading
+from weightsmith.run.forecast.parts import Drawing, figures, held_by, loading, scoring
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.measured import BATCH_SIZES
 from weightsmith.run.options.evaluate import EvaluateOptions
@@ -33,7 +33,7 @@ def evaluate(options: EvaluateOptions) -> Plan:
     paces = {one.name: pace_of(one.model, trains=False) for one in models}
     steps = [
         load_step,
-        *predicting(paces, len(images)),
+        *predicting(paces, len(images), images.n_classes),
         timing(list(paces.values()), options.rounds),
         figures(EVALUATED),
     ]
@@ -42,14 +42,14 @@ def evaluate(options: EvaluateOptions) -> Plan:
     return Plan(command="evaluate", steps=steps, folder=folder.path, weights=weights, held=held, notes=[*notes, HOW])
 
 
-def predicting(paces: dict[str, Pace], images: int) -> list[Step]:
-    """A pass of each classifier over the held-out images."""
+def predicting(paces: dict[str, Pace], images: int, classes: int) -> list[Step]:
+    """A pass of each classifier over the held-out images, and its scores."""
     return [
         Step(
             name=f"predict, {name}",
             what=f"{images} held-out images",
             forwards=pace.forwards(images),
-            seconds=pace.passes(images),
+            seconds=pace.passes(images, 64) + scoring(images, classes),
             memory=256 * pace.alive,
         )
         for name, pace in paces.items()

@@ -12,7 +12,7 @@ from rich.text import Text
 
 from weightsmith.run.outcome import Outcome
 
-_KEPT = 64 * 2**20
+KEPT = 64 * 2**20
 """Bytes that C's allocator keeps of what was freed: pieces above 32 MB go back at once, smaller ones where none is behind."""
 
 
@@ -75,11 +75,11 @@ class Plan:
         """Bytes at a time: weights, data, the largest need of a step, what is left of others. Python's own are not counted.
 
         Python's objects and what numbers are computed in come from different allocators, and C's keeps what was freed in
-        small pieces. So what was needed for a computation is still there when figures are drawn, up to `_KEPT`.
+        small pieces. So what was needed for a computation is still there when figures are drawn, up to `KEPT`.
         """
         most = max((step.memory for step in self.waiting), default=0)
         stays = sum(step.stays for step in self.waiting)
-        return self.weights + self.held + max(most, min(most, _KEPT) + stays)
+        return self.weights + self.held + max(most, min(most, KEPT) + stays)
 
     def outcome(self) -> Outcome:
         """The plan as what the command came to."""
