@@ -141,9 +141,9 @@ def test_the_search_of_a_merge_is_counted(dry, tiny_model, tmp_path: Path) -> No
         save(tiny_model("vit", seed=len(name), classes=10), tmp_path / name)
     models = ["--base", tmp_path / "one", "--models", tmp_path / "two", "--out", tmp_path / "out"]
     told = dry("merge", *models, "--data-path", "digits", "--head", "base", "--coefficients", 0.5, 1)
-    assert names(told) == ["search, merges", "search, digits", "merge, task_arithmetic", "report"]
-    merges, judged, merged, _ = told["figures"]["steps"]
-    assert merges["seconds"] == pytest.approx(3 * merged["seconds"])
+    assert names(told) == ["load", "search, merges", "search, digits", "merge, task_arithmetic", "report"]
+    _, merges, judged, merged, _ = told["figures"]["steps"]
+    assert merges["seconds"] > 3 * merged["seconds"]  # each is loaded as well
     layers = load(tmp_path / "one").n_layers
     assert judged["forwards"] == layers * ((2 + 1) * 287 + 3 * 359)
 

@@ -22,7 +22,7 @@ from weightsmith.run.baseline import KIN, opened, stem_of
 from weightsmith.run.editing import AUTO
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
-from weightsmith.run.forecast.parts import Drawing, figures, held_by, loading, passes, scoring, training
+from weightsmith.run.forecast.parts import WORDS, Drawing, figures, held_by, loading, passes, scoring, training
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.job import TRAIN_DEFAULTS, check_device, image_size_of, new_model, train_options
 from weightsmith.run.options.correct import BaselineOptions, RunOptions
@@ -33,6 +33,8 @@ _COUNTS = 3
 """Counts that are not nought in the row of a class, about."""
 _READ, _MOMENTS = 8, 6
 """Times that edits are read in a solve; matrices of the keys' width that are there at a time, in float64."""
+_WIDER, _POOLS = 1.25, 6
+"""A row of keys and stream, in keys; copies of the rows of both populations."""
 _STEPS = 25
 """Steps in which an editor that says nothing of them finds a wanted value; most errors need fewer."""
 
@@ -179,12 +181,18 @@ def solving(pace: Pace, method: str, edits: int, preserved: float, beside: float
     inside = 0.0 if method in ("patcher", "head") else steps * edits
     # What is edited is read again and again, all of it at a time: before, for keys and values, and after each round.
     again = _READ * edits
+    # ftm keeps the keys and the stream of what it holds to, and of that what each batch leaves, of text and of prompts.
+    rows = min(_preserved(method), preserved * (WORDS if moments else 1)) if method == "ftm" else 0
+    anchor = round(rows * 4 * _WIDER * pace.keys * (_POOLS if moments else 2))
     return Step(
         name=f"edit, {method}",
         what=f"{edits} edits, {preserved:.0f} inputs preserved",
         forwards=pace.forwards(preserved + beside + again + 3 * inside),
         seconds=pace.passes(preserved + beside) + pace.passes(again, edits) + pace.descents(inside, edits),
-        memory=max(256 * pace.alive, edits * pace.kept) + pace.weights + (_MOMENTS + moments) * 8 * pace.keys**2,
+        memory=max(256 * pace.alive, edits * pace.kept)
+        + pace.weights
+        + anchor
+        + (_MOMENTS + moments) * 8 * pace.keys**2,
     )
 
 

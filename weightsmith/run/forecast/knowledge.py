@@ -19,7 +19,7 @@ from weightsmith.run.fact_run import KIN as FACTS_KIN
 from weightsmith.run.facts import PRESET
 from weightsmith.run.forecast.correct import solving
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
-from weightsmith.run.forecast.parts import loading, passes
+from weightsmith.run.forecast.parts import WORDS, loading, passes
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.job import check_device
 from weightsmith.run.language import Kept, facts_of, of_name
@@ -29,8 +29,6 @@ from weightsmith.run.session import would_fill
 from weightsmith.stream import Journal
 from weightsmith.train import LanguageOptions, train_tokenizer
 
-_WORDS = 12
-"""Tokens of a prompt with its answer, on average."""
 _TEXT_TOKENS = 60
 """Tokens that are written for the fluency."""
 _ASIDE_READ = 4
@@ -114,7 +112,7 @@ def language(name: str, options: FolderOptions) -> Language:
     if name != "auto":
         model, world = of_name(name, options.device)
         load_step = loading(started)
-        return Language(model, world, pace_of(model, 64, _WORDS), (load_step,))
+        return Language(model, world, pace_of(model, 64, WORDS), (load_step,))
     made = user_path(options.runs_dir) / FACTS
     cached = (user_path(options.cache_dir) if options.cache_dir else default_cache_dir()) / "fact-model"
     for place in (made, cached):
@@ -122,7 +120,7 @@ def language(name: str, options: FolderOptions) -> Language:
         if world is not None and world.fingerprint() == fact_world(0).fingerprint():
             model = load(place, device=device)
             steps = (_fact_model(place, there=True), _opening(started, world, place == cached))
-            return Language(model, world, pace_of(model, 64, _WORDS), steps)
+            return Language(model, world, pace_of(model, 64, WORDS), steps)
     return untrained(0)
 
 
@@ -144,7 +142,7 @@ def untrained(seed: int, there: bool = False) -> Language:
         memory=rows.training_memory(options.batch_size),
         there=there,
     )
-    pace = pace_of(model, 64, _WORDS)
+    pace = pace_of(model, 64, WORDS)
     probes = [prompt for kept in (False, True) for prompt in world.probes(kept_aside=kept)]
     asked = passes(pace, "recall", f"{len(probes)} questions", 3 * len(probes), there=there)
     return Language(model, world, pace, (train, asked))
@@ -161,16 +159,16 @@ def answering(pace: Pace, requests: Sequence[TextRequest], *, written: int, name
     inputs = 3 * questions + written * _TEXT_TOKENS + aside
     found = passes(pace, name, f"{questions} questions, {written} texts of {_TEXT_TOKENS} tokens", inputs, batch=64)
     # All texts are written together, token by token, and each token is read once.
-    writing = _TEXT_TOKENS * (pace.call + written * pace.image / _WORDS)
+    writing = _TEXT_TOKENS * (pace.call + written * pace.image / WORDS)
     return replace(found, seconds=pace.passes(3 * questions + aside, 64) + writing)
 
 
 def preserved_passes(kept: Kept, model: Model) -> float:
-    """Passes of `_WORDS` tokens that the text preserved comes to, where all of it is read once."""
+    """Passes of `WORDS` tokens that the text preserved comes to, where all of it is read once."""
     text = kept.preserve.texts if isinstance(kept.preserve, Knowledge) else kept.preserve
     prompts = len(kept.preserve.prompts) if isinstance(kept.preserve, Knowledge) else 0
     length = min(128, model.n_tokens)
-    return len(text) * length / _WORDS + prompts
+    return len(text) * length / WORDS + prompts
 
 
 def moments_of(kept: Kept, model: Model) -> int:
@@ -182,8 +180,8 @@ def moments_of(kept: Kept, model: Model) -> int:
 
 
 def aside_of(kept: Kept) -> float:
-    """Passes of `_WORDS` tokens over the text kept aside."""
-    return 0.0 if kept.aside is None else len(kept.aside) * kept.aside.length / _WORDS
+    """Passes of `WORDS` tokens over the text kept aside."""
+    return 0.0 if kept.aside is None else len(kept.aside) * kept.aside.length / WORDS
 
 
 def _opening(started: float, world: FactWorld, cached: bool) -> Step:

@@ -20,6 +20,8 @@ from weightsmith.run.forecast.pace import Pace
 from weightsmith.run.forecast.plan import Step
 from weightsmith.train import TrainOptions
 
+WORDS = 12
+"""Tokens of a prompt with its answer, on average: those of a pass over text."""
 _PANEL_BYTES, _OVERLAY_BYTES, _CANVAS_BYTES = 2_500_000, 400_000, 8_000_000
 """What a panel with axes and an image without hold as long as their figure is there, and a figure while it is drawn.
 
