@@ -74,7 +74,7 @@ FITTED = {
 HELD_OUT = {
     "run": "run --data-path {shapes} --model {wide} --epochs 4 --lr 1e-3 --max-samples 6 --num-ablations 5 --edit-method head "
     "--max-edits 20",
-    "run alphaedit": "run --data-path {shapes} --checkpoint {red} --max-samples 16 --edit-method alphaedit memit --max-edits 4",
+    "run alphaedit": "run --data-path {shapes} --checkpoint {red} --max-samples 16 --edit-method alphaedit head --max-edits 4",
     "baseline": "baseline --data-path {shapes} --model {wide} --epochs 5 --batch-size 32 --augment dihedral",
     "compress": "compress --checkpoint {red} --data-path {shapes} --method eap --eap-keep-ratios 0.6 --no-study "
     "--recover-epochs 1 --rounds 8",
@@ -84,7 +84,7 @@ HELD_OUT = {
     "artificial": "artificial --preset informative --epochs 8 --operations add subtract --modes raw --coefficients 0 0.5 1",
     "edit memit": "edit --edit-method rome head --max-edits 5",
     "edit stream": "edit --edit-method alphaedit --max-edits 9 --batch-size 3",
-    "compare": "compare --data-path {shapes} --model {red} --methods memit patcher --batch-sizes 2 6 --seeds 1",
+    "compare": "compare --data-path {shapes} --model {red} --methods alphaedit patcher --batch-sizes 2 6 --seeds 1",
     "compare facts": "compare --methods alphaedit emmet --batch-sizes 2 --seeds 3",
     "locate trace": "locate trace --model {red} --data-path {shapes} --select right --max-samples 8 --num-ablations 4 "
     "--map-samples 2 --min-gap 0",
@@ -93,7 +93,7 @@ HELD_OUT = {
     "locate attribution": "locate attribution --model {red} --data-path {shapes} --corruption patch_shuffle --select right "
     "--max-samples 24 --method integrated --steps 4 --verify 8 --min-gap 0",
     "locate astra": "locate astra --model {red} --data-path {shapes} --select right --max-samples 10 --masks 32",
-    "ablate lora": "ablate lora --data-path {shapes} --model {red} --edit-method memit --max-edits 6 --ranks 2 "
+    "ablate lora": "ablate lora --data-path {shapes} --model {red} --edit-method finetune --max-edits 6 --ranks 2 "
     "--fit-steps 0 10 --seeds 2",
     "ablate replay": "ablate replay --data-path {shapes} --model {red} --edit-method alphaedit --max-edits 6 --batch-size 3 "
     "--rates 0.5 --buffers 10 30 --strategies recent --seeds 0",
@@ -137,11 +137,15 @@ def main() -> None:
     parser.add_argument("--child", nargs=argparse.REMAINDER, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        child(given.child[0], given.child[1:])
+        print(json.dumps(told(given.child[0], given.child[1:])))
         return
+    import torch
+
     from benchmarks.shared import keep
 
     places = made(given.work)
+    torch.set_num_threads(1)
+    warmed()
     rows: list[dict[str, object]] = []
     if given.sizes:
         for size, name in product(SIZES, AT_SIZES):
@@ -182,8 +186,8 @@ def compared(
         cache = Path(folder) / "cache"
         if words[0] != "facts":
             shutil.copytree(work / "fact-model", cache / "fact-model")
-        plan = asked("plan", words, cache)
-        real = real or asked("run", words, cache)
+        plan = planned(words, cache)
+        real = real or ran(words, cache)
     return {
         "said_s": round(plan["seconds"], 2),
         "took_s": round(real["seconds"], 2),
@@ -196,24 +200,45 @@ def compared(
     }
 
 
-def asked(how: str, words: list[str], cache: Path) -> dict[str, float]:
-    """What a process of its own says of the command."""
+def planned(words: list[str], cache: Path) -> dict[str, float]:
+    """What is said of a command, by a process that is forked from this one: what is imported already is."""
+    reads, writes = os.pipe()
+    sys.stdout.flush()
+    child = os.fork()
+    if not child:
+        try:
+            os.environ["WEIGHTSMITH_CACHE"] = str(cache)
+            os.write(writes, json.dumps(told("plan", words)).encode())
+        finally:
+            os._exit(0)
+    os.close(writes)
+    with os.fdopen(reads) as pipe:
+        said = pipe.read()
+    os.waitpid(child, 0)
+    if not said:
+        raise SystemExit(f"weightsmith {' '.join(words)} --dry-run failed")
+    found: dict[str, float] = json.loads(said)
+    return found
+
+
+def ran(words: list[str], cache: Path) -> dict[str, float]:
+    """What a command took in a process of its own."""
     done = subprocess.run(
-        [sys.executable, __file__, "--child", how, *words],
+        [sys.executable, __file__, "--child", "run", *words],
         env=os.environ | {"WEIGHTSMITH_CACHE": str(cache), "COLUMNS": "200"},
         stdout=subprocess.PIPE,
         text=True,
         check=False,
     )
     try:
-        told: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+        found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
     except (IndexError, ValueError) as error:
         raise SystemExit(f"weightsmith {' '.join(words)}: {done.stdout}") from error
-    return told
+    return found
 
 
-def child(how: str, words: list[str]) -> None:
-    """Plan or run a command in this process, and write what it said or took as a line of JSON."""
+def told(how: str, words: list[str]) -> dict[str, float]:
+    """Plan or run a command in this process: what it said or took."""
     time.perf_counter = time.process_time  # what the estimates are made from
     import torch
 
@@ -227,10 +252,8 @@ def child(how: str, words: list[str]) -> None:
     found = function(call.options)
     spent = time.process_time() - started
     if how == "plan":
-        told = {"seconds": found.seconds, "memory": found.memory, "forwards": found.forwards, "planning": spent}
-    else:
-        told = {"seconds": spent, "memory": _peak() - before}
-    print(json.dumps(told))
+        return {"seconds": found.seconds, "memory": found.memory, "forwards": found.forwards, "planning": spent}
+    return {"seconds": spent, "memory": _peak() - before}
 
 
 def warmed() -> None:
@@ -240,13 +263,15 @@ def warmed() -> None:
 
     from weightsmith.data.sources import open_data
     from weightsmith.models import create
+    from weightsmith.run.forecast import parts
     from weightsmith.run.forecast.pace import pace_of
-    from weightsmith.run.forecast.parts import Drawing, figures
 
     _ = (transformers.ViTModel, transformers.GPT2LMHeadModel)
     pace_of(create("digits", [str(i) for i in range(10)], 0, 1))
     open_data("digits").split(0.2, 0)
-    figures(Drawing(panels=1, overlays=1, texts=1))
+    parts.figures(parts.Drawing(panels=1, overlays=1, texts=1))
+    for known in (parts._panel, parts._text, parts._overlays, parts.scoring):
+        known.cache_clear()  # a plan measures for itself
     torch.linalg.eigh(torch.eye(8, dtype=torch.float64))
 
 

@@ -11,11 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 
-class _Live(TorchDispatchMode):
+class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Bytes of the tensors that were made since it was entered and are still there, and the most there were at a time."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.now = self.most = 0
         self.known: set[int] = set()
 
@@ -47,7 +47,8 @@ def place_of(tensor: torch.Tensor) -> int:
 
 def most_bytes(work: Callable[[], object]) -> int:
     """Bytes of the tensors that `work` makes and has at a time at most; what kernels use inside is not seen."""
-    with _Live() as live:
+    live = _Live()
+    with live:
         held = work()
     del held
     return live.most

@@ -69,7 +69,10 @@ def _loaded(options: MergeOptions) -> float:
 
 
 def _searched(search: Search, paces: list[Pace], merged: Step, loaded: float) -> list[Step]:
-    """The merges that are judged, each loaded with `loaded` seconds, and the passes over validation images and, once, over test images that judge them."""
+    """The merges that are judged, each loaded with `loaded` seconds.
+
+    Then the passes over validation images and, once, over test images that judge them.
+    """
     bench, tried = search.bench, len(search.coefficients)
     judged = list(zip(bench.judges, paces, strict=True))
     steps = [
