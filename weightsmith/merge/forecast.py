@@ -17,6 +17,8 @@ from weightsmith.merge.pieces import PIECE
 
 _SECONDS = 1.5
 """How long pieces are merged for the estimate."""
+_MADE, _HISTOGRAM, _FACTORS = 10, 2**17, 4
+"""Pieces that are computed beside those that are read, numbers of a histogram over 16 bits, whole matrices beside changes."""
 _READ_BACK = 2
 """Times that the written numbers go by again: once when they are written, once when they are read back and compared."""
 
@@ -77,14 +79,13 @@ def merge_cost(
         size, numbers = sum(one.nbytes for one in every), sum(int(np.prod(one.shape, dtype=np.int64)) for one in every)
         prepared, merging, moving, share = _timed(merge, numbers)
         read = sum(one.nbytes for one in merge.every)
-        # Methods that sort a tensor whole, or take it apart, hold it for each model; others hold pieces alone.
-        largest = max(int(np.prod(one.shape, dtype=np.int64)) for one in every)
+        # Pieces: what is read of base and models, the change of each, and what is made of them; histograms of magnitudes.
         count = len(merge.every)
-        held = largest if hasattr(method, "density") or method.name in ("tsv", "iso_c") else PIECE
+        held = (2 * count - 1 + _MADE) * PIECE + (count - 1) * _HISTOGRAM * hasattr(method, "density")
+        if method.name in ("tsv", "iso_c"):  # a matrix is taken apart whole: its change in each model, and the factors
+            held += (2 * count + _FACTORS) * max(int(np.prod(one.shape, dtype=np.int64)) for one in every)
         seconds = prepared + merging * numbers + moving * (_READ_BACK * size + (read if sha256 else 0))
-        return MergeCost(
-            target, len(every), numbers, len(files), size, read, seconds, 4 * held * (2 * count + 1), share
-        )
+        return MergeCost(target, len(every), numbers, len(files), size, read, seconds, 4 * held, share)
 
 
 def _timed(merge: Merge, numbers: int) -> tuple[float, float, float, float]:

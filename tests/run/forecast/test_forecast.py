@@ -55,7 +55,17 @@ def names(told: dict) -> list[str]:
 def test_run(dry, tiny, tmp_path: Path) -> None:
     """1,797 digits: a fifth held out, three tenths of the rest for validation."""
     told = dry("run", *tiny(tmp_path), "--edit-method", "alphaedit", "head", "--run-name", "a")
-    assert names(told) == ["data", "train", "errors", "locate", "edit, alphaedit", "edit, head", "eval", "report"]
+    assert names(told) == [
+        "load",
+        "data",
+        "train",
+        "errors",
+        "locate",
+        "edit, alphaedit",
+        "edit, head",
+        "eval",
+        "report",
+    ]
     steps = {step["name"]: step for step in told["figures"]["steps"]}
     assert steps["data"]["what"] == "train 1007, val 431, held_out 359 images"
     # Four blocks, six epochs; forward and backward are three passes.
@@ -107,19 +117,19 @@ def test_locate(dry) -> None:
 
 def test_baseline_and_compress(dry, tiny, tmp_path: Path) -> None:
     model = ["--model", tiny(tmp_path)[tiny(tmp_path).index("--model") + 1]]
-    assert names(dry("baseline", "--data-path", "digits", *model, "--epochs", 2)) == ["train", "test", "report"]
+    assert names(dry("baseline", "--data-path", "digits", *model, "--epochs", 2)) == ["load", "train", "test", "report"]
     told = dry("compress", *model, "--epochs", 2, "--method", "eap", "--recover-epochs", 1)
     goals = [f"eap_keep_{ratio}" for ratio in ("0.9", "0.8", "0.7")]
     predicted = [f"predict, {name}" for name in ("baseline", *goals)]
-    assert names(told) == ["baseline", *goals, "study", *predicted, "timing", "report"]
+    assert names(told) == ["load", "baseline", *goals, "study", *predicted, "timing", "report"]
 
 
 def test_evaluate_and_merge(dry, tiny_model, tmp_path: Path) -> None:
     for name in ("one", "two"):
         save(tiny_model("vit", seed=len(name), classes=10), tmp_path / name)
     told = dry("evaluate", "--model-paths", tmp_path / "one", tmp_path / "two", "--data-path", "digits")
-    assert names(told) == ["predict, one", "predict, two", "timing", "report"]
-    assert told["figures"]["steps"][0]["what"] == "359 held-out images"
+    assert names(told) == ["load", "predict, one", "predict, two", "timing", "report"]
+    assert told["figures"]["steps"][1]["what"] == "359 held-out images"
     told = dry("merge", "--base", tmp_path / "one", "--models", tmp_path / "two", "--out", tmp_path / "out")
     assert names(told) == ["merge, task_arithmetic"]
     assert told["figures"]["would_fill"] == str(tmp_path / "out")
@@ -131,29 +141,29 @@ def test_the_search_of_a_merge_is_counted(dry, tiny_model, tmp_path: Path) -> No
         save(tiny_model("vit", seed=len(name), classes=10), tmp_path / name)
     models = ["--base", tmp_path / "one", "--models", tmp_path / "two", "--out", tmp_path / "out"]
     told = dry("merge", *models, "--data-path", "digits", "--head", "base", "--coefficients", 0.5, 1)
-    assert names(told) == ["search, merges", "search, digits", "merge, task_arithmetic", "report"]
-    merges, judged, merged, _ = told["figures"]["steps"]
-    assert merges["seconds"] == pytest.approx(3 * merged["seconds"])
+    assert names(told) == ["load", "search, merges", "search, digits", "merge, task_arithmetic", "report"]
+    _, merges, judged, merged, _ = told["figures"]["steps"]
+    assert merges["seconds"] > 3 * merged["seconds"]  # each is loaded as well
     layers = load(tmp_path / "one").n_layers
     assert judged["forwards"] == layers * ((2 + 1) * 287 + 3 * 359)
 
 
 def test_artificial(dry) -> None:
     told = dry("artificial", "--epochs", 2, "--coefficients", 0, 0.5)
-    assert names(told) == ["data", "base", "finetune", "sweep", "report"]
-    assert "16 cells" in told["figures"]["steps"][3]["what"]
+    assert names(told) == ["load", "data", "base", "finetune", "sweep", "report"]
+    assert "16 cells" in told["figures"]["steps"][4]["what"]
 
 
 def test_facts_in_a_language_model(dry, talker: Path, weightsmith) -> None:
     model = ["--model", talker / "model", "--data-path", talker / "facts.json", "--preserve", talker / "text.txt"]
     told = dry("edit", *model, "--edit-method", "memit", "rome", "--max-edits", 4)
-    assert names(told) == ["edit, memit", "edit, rome", "before", "after, memit", "after, rome"]
-    assert "12 questions" in told["figures"]["steps"][2]["what"]
+    assert names(told) == ["load", "read", "edit, memit", "edit, rome", "before", "after, memit", "after, rome"]
+    assert "12 questions" in told["figures"]["steps"][4]["what"]
     told = dry("edit", *model, "--edit-method", "memit", "--max-edits", 4, "--batch-size", 2)
-    assert "2 batches of 2 edits, 0 of them in the journal" in told["figures"]["steps"][0]["what"]
+    assert "2 batches of 2 edits, 0 of them in the journal" in told["figures"]["steps"][2]["what"]
     told = dry("compare", *model, "--methods", "memit", "rome", "--batch-sizes", 1, 4, "--seeds", 0)
     cells = [f"{method}, {size} edits, seed 0" for method in ("memit", "rome") for size in (1, 4)]
-    assert names(told) == ["statistics, memit", "statistics, rome", *cells, "report"]
+    assert names(told) == ["load", "read", "statistics, memit", "statistics, rome", *cells, "report"]
     told = dry(
         "ablate", "replay", *model, "--edit-method", "memit", "--max-edits", 4, "--batch-size", 2, "--buffers", 5
     )
@@ -174,6 +184,13 @@ def test_sums_leave_out_what_is_there() -> None:
     steps += [Step(name=name, what="", forwards=3, seconds=1, memory=memory) for name, memory in (("b", 4), ("c", 6))]
     plan = Plan(command="x", steps=steps, weights=10)
     assert (plan.forwards, plan.seconds, plan.memory) == (6, 2, 16)
+
+
+def test_what_was_computed_is_still_there_when_figures_are_drawn() -> None:
+    """C's allocator keeps up to 64 MiB of what was freed; more goes back to the system."""
+    for work, told in ((10, 10 + 5), (200 * 2**20, 200 * 2**20), (2**26 + 2, 2**26 + 5)):
+        steps = [Step(name="work", what="", memory=work), Step(name="report", what="", stays=5)]
+        assert Plan(command="x", steps=steps, weights=1, held=2).memory == 3 + told
 
 
 @pytest.mark.parametrize(

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import io
+import time
+from collections.abc import Sequence
 from dataclasses import replace
 from itertools import product
+
+import numpy as np
 
 from weightsmith.data.artificial import tasks
 from weightsmith.data.tables import open_table
@@ -17,16 +22,20 @@ from weightsmith.run.artificial.networks import RECORD as NETWORK
 from weightsmith.run.artificial.pair import pair_of
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
-from weightsmith.run.forecast.parts import figures, passes, training
+from weightsmith.run.forecast.parts import Drawing, figures, loading, passes, training
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.job import check_device
 from weightsmith.run.options.artificial import ArtificialOptions
 from weightsmith.run.session import would_fill
 from weightsmith.train import TrainOptions
 
+_NUMBERS = 20
+"""Bytes a number of a table while it is made: in float64, as a copy of that, and in float32."""
+
 
 def artificial(options: ArtificialOptions) -> Plan:
     """What `weightsmith.run.artificial.command.artificial` would do. Raises as it does, where that shows beforehand."""
+    started = time.perf_counter()
     check_options(options)
     device = check_device(options.device)
     alone = options.pretrained is not None
@@ -37,21 +46,25 @@ def artificial(options: ArtificialOptions) -> Plan:
     folder = would_fill(options, kin_of(stages), stem)
     if alone:
         base, _, judges, notes = pair_of(options, device)
+        load_step = loading(started)
         pace = pace_of(base, options.batch_size, trains=False)
         rows = sum(len(one.val) + len(one.test) for one in judges)
-        steps = [_swept(options, folder, pace, rows), figures(1)]
+        steps = [load_step, _swept(options, folder, pace, rows), figures(_sweep(options, len(judges)))]
         return Plan(
             command="artificial", steps=steps, folder=folder.path, weights=2 * pace.weights, notes=[*notes, HOW]
         )
     sizes = [_rows(options, folder, place) for place in range(2)]
     width, classes = sizes[0][1], sizes[0][2]
     model: Model = network(width, classes, options.seed, device)
+    load_step = loading(started)
     pace = pace_of(model, options.batch_size)
     parts = [_parts(options, count) for count, _, _ in sizes]
-    steps = []
+    steps = [load_step]
     if "data" in stages:
         there = (folder.path / RECORD).is_file() and not options.overwrite
-        steps.append(Step(name="data", what=f"tables of {sizes[0][0]} and {sizes[1][0]} rows", there=there))
+        told = f"tables of {sizes[0][0]} and {sizes[1][0]} rows, written and read"
+        data = Step(name="data", what=told, seconds=_written(sizes), memory=max(_NUMBERS * n * d for n, d, _ in sizes))
+        steps.append(replace(data, there=there))
     for stage, which, epochs, (train, val, _) in (
         ("base", BASE, options.epochs, parts[0]),
         ("finetune", FINETUNED, options.finetune_epochs or options.epochs, parts[1]),
@@ -63,8 +76,18 @@ def artificial(options: ArtificialOptions) -> Plan:
     if "sweep" in stages:
         rows = sum(val + test for _, val, test in parts)
         steps.append(_swept(options, folder, pace, rows))
-    steps.append(figures(3))
-    return Plan(command="artificial", steps=steps, folder=folder.path, weights=2 * pace.weights, notes=[HOW])
+    drawn = [Drawing(panels=2) for stage in ("base", "finetune") if stage in stages]
+    drawn += [_sweep(options, 2)] if "sweep" in stages else []
+    steps.append(figures(*drawn))
+    # Both tables in float32, as they were checked when they were made and as they are read again.
+    held = sum(2 * 4 * n * d for n, d, _ in sizes)
+    weights = 2 * pace.weights
+    return Plan(command="artificial", steps=steps, folder=folder.path, weights=weights, held=held, notes=[HOW])
+
+
+def _sweep(options: ArtificialOptions, data: int) -> Drawing:
+    """The figure of the sweep: a panel for each operation and data set."""
+    return Drawing(panels=len(options.operations) * data)
 
 
 def _swept(options: ArtificialOptions, folder: RunFolder, pace: Pace, rows: int) -> Step:
@@ -76,7 +99,6 @@ def _swept(options: ArtificialOptions, folder: RunFolder, pace: Pace, rows: int)
         "sweep",
         f"{len(cells)} cells of {rows} rows or images, {there} of them measured already",
         rows * (len(cells) - there + 2),
-        batch=options.batch_size,
     )
     # The vectors, and as much again for the tensors that they are put on.
     return replace(step, memory=step.memory + pace.weights * (1 + len(options.operations) * len(options.modes)))
@@ -92,6 +114,20 @@ def _rows(options: ArtificialOptions, folder: RunFolder, place: int) -> tuple[in
         return len(train), train.channels, source.n_classes
     task = tasks(options.preset)[place]
     return task.n_samples, task.n_features, task.n_classes
+
+
+def _written(sizes: Sequence[tuple[int, int, int]]) -> float:
+    """Seconds of writing the tables as text and of reading them, when they are made and when they are trained on."""
+    rows, seconds = 100, 0.0
+    for count, width, _ in sizes:
+        values = np.random.default_rng(0).normal(size=(rows, width))
+        line = ",".join(["%.9g"] * width) + "\n"
+        started = time.perf_counter()
+        text = "".join(line % tuple(row) for row in values.tolist())
+        written = time.perf_counter()
+        np.loadtxt(io.StringIO(text), delimiter=",", dtype=np.float64, comments=None)
+        seconds += count / rows * (written - started + 2 * (time.perf_counter() - written))
+    return seconds
 
 
 def _parts(options: ArtificialOptions, rows: int) -> tuple[int, int, int]:

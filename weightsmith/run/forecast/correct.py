@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 
 import numpy as np
 import torch
@@ -16,23 +17,31 @@ from weightsmith.files import user_path
 from weightsmith.locate import ImageCases, grids
 from weightsmith.locate.forecast import sweep_cost
 from weightsmith.models import Model, load
+from weightsmith.report.plots import MOST_CELLS_WITH_TEXT
 from weightsmith.run.baseline import KIN, opened, stem_of
 from weightsmith.run.editing import AUTO
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
-from weightsmith.run.forecast.parts import figures, passes, training
+from weightsmith.run.forecast.parts import WORDS, Drawing, figures, held_by, loading, passes, scoring, training
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.job import TRAIN_DEFAULTS, check_device, image_size_of, new_model, train_options
 from weightsmith.run.options.correct import BaselineOptions, RunOptions
 from weightsmith.run.pipeline import check_options, fingerprint, folder_of, stages_of
 from weightsmith.run.session import would_fill
 
+_COUNTS = 3
+"""Counts that are not nought in the row of a class, about."""
+_READ, _MOMENTS = 8, 6
+"""Times that edits are read in a solve; matrices of the keys' width that are there at a time, in float64."""
+_WIDER, _POOLS = 1.25, 6
+"""A row of keys and stream, in keys; copies of the rows of both populations."""
 _STEPS = 25
 """Steps in which an editor that says nothing of them finds a wanted value; most errors need fewer."""
 
 
 def run(options: RunOptions) -> Plan:
     """What `weightsmith.run.pipeline.run` would do. Raises as it does, where that shows without running the network."""
+    started = time.perf_counter()
     check_options(options)
     folder = folder_of(options)
     source = _source(options)
@@ -42,6 +51,7 @@ def run(options: RunOptions) -> Plan:
     model = (
         load(options.checkpoint, device=device) if options.checkpoint else _untrained(options, source, device, folder)
     )
+    load_step = loading(started)
     pace = pace_of(model, train_options(options, TRAIN_DEFAULTS).batch_size)
     methods = _methods(options, model)
     make = {
@@ -49,34 +59,57 @@ def run(options: RunOptions) -> Plan:
         "train": lambda: [_training(options, pace, split)],
         "locate": lambda: _tracing(options, model, pace, split),
         "edit": lambda: [_editing(options, method, pace, len(split.train)) for method in methods],
-        "eval": lambda: [_evaluating(options, pace, _proof(options, split), len(methods))],
+        "eval": lambda: [_evaluating(options, model, pace, _proof(options, split), len(methods))],
     }
-    steps: list[Step] = []
+    steps: list[Step] = [load_step]
     for stage in stages_of(options):
         there = folder.done(stage) == fingerprint(options, stage) and not options.overwrite
         steps += [dataclasses.replace(step, there=there) for step in make[stage]()]
-    steps.append(figures(4))
+    steps.append(figures(*_drawings(options, model, len(methods))))
     notes = [
         f"Counted with {options.max_samples} errors to trace and {options.max_edits} to edit: fewer are found where the model "
         "makes fewer. What editors need is a bound: they stop when the wanted class leads."
     ]
-    return Plan(command="run", steps=steps, folder=folder.path, weights=pace.weights, notes=[*notes, HOW])
+    return Plan(
+        command="run",
+        steps=steps,
+        folder=folder.path,
+        weights=pace.weights,
+        held=held_by(*split.parts().values()),
+        notes=[*notes, HOW],
+    )
 
 
 def baseline(options: BaselineOptions) -> Plan:
     """What `weightsmith.run.baseline.baseline` would do. Raises as it does, where that shows beforehand."""
+    started = time.perf_counter()
     device = check_device(options.device)
     source, split, recipe = opened(options, blank=True)
     folder = would_fill(options, KIN, stem_of(source))
     model = new_model(options, source, device)
+    load_step = loading(started)
     pace = pace_of(model, recipe.batch_size)
     test = len(split.val) + len(split.held_out)
     steps = [
+        load_step,
         training(pace, len(split.train), len(split.val), recipe),
-        passes(pace, "test", f"{test} images of the validation and test parts", test),
-        figures(1),
+        _scored(passes(pace, "test", f"{test} images of the validation and test parts", test), 2, test // 2, model),
+        figures(Drawing(panels=2)),
     ]
-    return Plan(command="baseline", steps=steps, folder=folder.path, weights=pace.weights, notes=[HOW])
+    held = held_by(*split.parts().values())
+    return Plan(command="baseline", steps=steps, folder=folder.path, weights=pace.weights, held=held, notes=[HOW])
+
+
+def _drawings(options: RunOptions, model: Model, methods: int) -> list[Drawing]:
+    """The curves of the training, the effects of layers, and a confusion matrix before and after each method."""
+    stages = stages_of(options)
+    counts = _COUNTS * model.n_classes if model.n_classes <= MOST_CELLS_WITH_TEXT else 0
+    drawn = {
+        "train": Drawing(panels=2 * (options.checkpoint is None)),
+        "locate": Drawing(panels=1),
+        "eval": Drawing(panels=1 + methods, texts=counts * (1 + methods)),
+    }
+    return [drawing for stage, drawing in drawn.items() if stage in stages and drawing.panels]
 
 
 def _source(options: RunOptions) -> Source:
@@ -134,24 +167,32 @@ def _editing(options: RunOptions, method: str, pace: Pace, images: int) -> Step:
     return solving(pace, method, options.max_edits, min(images, _preserved(method) or images), beside=images)
 
 
-def solving(pace: Pace, method: str, edits: int, preserved: float, beside: float = 0.0) -> Step:
+def solving(pace: Pace, method: str, edits: int, preserved: float, beside: float = 0.0, moments: int = 0) -> Step:
     """One solve: keys or states of what is preserved, and gradient steps for each edit.
 
     Args:
         preserved: inputs whose keys are read; beside: inputs of other passes, such as those that find errors.
+        moments: second moments of keys that are there at a time, beside those of any solve.
     """
     fields = {field.name: field.default for field in dataclasses.fields(editors()[method])}
     asked = next((fields[name] for name in ("steps", "head_steps") if isinstance(fields.get(name), int)), _STEPS)
     steps = int(asked) if isinstance(asked, int) else _STEPS
     # The patcher and the head work behind the last block alone, on states that one pass gives.
-    inside = 0.0 if method in ("patcher", "head") else 3.0 * steps * edits
-    inputs = preserved + beside + 8 * edits
+    inside = 0.0 if method in ("patcher", "head") else steps * edits
+    # What is edited is read again and again, all of it at a time: before, for keys and values, and after each round.
+    again = _READ * edits
+    # ftm keeps the keys and the stream of what it holds to, and of that what each batch leaves, of text and of prompts.
+    rows = min(_preserved(method), preserved * (WORDS if moments else 1)) if method == "ftm" else 0
+    anchor = round(rows * 4 * _WIDER * pace.keys * (_POOLS if moments else 2))
     return Step(
         name=f"edit, {method}",
         what=f"{edits} edits, {preserved:.0f} inputs preserved",
-        forwards=pace.forwards(inputs + inside),
-        seconds=pace.passes(inputs) + inside / 3 * pace.trained,
-        memory=max(256 * pace.alive, edits * pace.kept, pace.weights),
+        forwards=pace.forwards(preserved + beside + again + 3 * inside),
+        seconds=pace.passes(preserved + beside) + pace.passes(again, edits) + pace.descents(inside, edits),
+        memory=max(256 * pace.alive, edits * pace.kept)
+        + pace.weights
+        + anchor
+        + (_MOMENTS + moments) * 8 * pace.keys**2,
     )
 
 
@@ -171,7 +212,15 @@ def _proof(options: RunOptions, split: Split) -> int:
     return held
 
 
-def _evaluating(options: RunOptions, pace: Pace, held: int, methods: int) -> Step:
-    views = 2 * options.max_edits * (1 + (options.n_views if options.views != "none" else 0))
-    inputs = held * (1 + methods) + views * methods
-    return passes(pace, "eval", f"{held} held-out images before and after, {options.n_views} views an edit", inputs)
+def _evaluating(options: RunOptions, model: Model, pace: Pace, held: int, methods: int) -> Step:
+    views = 1 + (options.n_views if options.views != "none" else 0)
+    what = f"{held} held-out images before and after, {options.n_views} views an edit"
+    step = passes(pace, "eval", what, held * (1 + methods) + 2 * options.max_edits * views * methods)
+    seconds = pace.passes(held * (1 + methods)) + 2 * methods * pace.passes(
+        options.max_edits * views, options.max_edits
+    )
+    return _scored(dataclasses.replace(step, seconds=seconds), 2 * methods, held, model)
+
+
+def _scored(step: Step, times: int, images: int, model: Model) -> Step:
+    return dataclasses.replace(step, seconds=step.seconds + times * scoring(max(images, 1), model.n_classes))

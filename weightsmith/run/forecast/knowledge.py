@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from weightsmith.data.factworld import FactWorld, fact_world
@@ -18,7 +19,7 @@ from weightsmith.run.fact_run import KIN as FACTS_KIN
 from weightsmith.run.facts import PRESET
 from weightsmith.run.forecast.correct import solving
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
-from weightsmith.run.forecast.parts import passes
+from weightsmith.run.forecast.parts import WORDS, loading, passes
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.job import check_device
 from weightsmith.run.language import Kept, facts_of, of_name
@@ -28,10 +29,14 @@ from weightsmith.run.session import would_fill
 from weightsmith.stream import Journal
 from weightsmith.train import LanguageOptions, train_tokenizer
 
-_WORDS = 12
-"""Tokens of a prompt with its answer, on average."""
 _TEXT_TOKENS = 60
 """Tokens that are written for the fluency."""
+_ASIDE_READ = 4
+"""Passes over the text kept aside: perplexity before and after, and both models for the drift."""
+_SAMPLE = 500
+"""Prompts and texts that are looked at for their lengths."""
+_TEXT_BYTES, _PACKED_BYTES, _TOKEN_BYTES = 700, 100, 150
+"""What the tokenizer makes of a text, the entry of a text in a row of each epoch, and what is there of each token."""
 _ROUGH = (
     "Editors stop when the wanted answers lead, so what they need is a bound; what is measured afterwards is counted by its "
     "questions."
@@ -68,18 +73,19 @@ def edit(options: EditOptions) -> Plan:
     found = language(options.model, options)
     check_reads_text(options, found.model)
     editing = {method: editor_of(options, method, found.model) for method in options.edit_method}
+    started = time.perf_counter()
     drawn = facts_of(options.data_path, found.world, options.max_edits, options.seed)
     requests = [one for one in without_repeats(drawn)[0] if isinstance(one, TextRequest)]
     kept = Kept.of(found.model, options.preserve, found.world)
-    steps = list(found.steps)
-    preserved = preserved_passes(kept, found.model)
+    steps = [*found.steps, replace(loading(started), name="read", what="facts, and the text that is preserved")]
+    preserved, moments, aside = preserved_passes(kept, found.model), moments_of(kept, found.model), aside_of(kept)
     for method in editing:
         if options.batch_size is None:
-            steps.append(solving(found.pace, method, len(requests), preserved))
+            steps.append(solving(found.pace, method, len(requests), preserved, moments=moments))
             continue
         done = _journalled(folder.path)
         batches = -(-len(requests) // options.batch_size)
-        once = solving(found.pace, method, options.batch_size, preserved)
+        once = solving(found.pace, method, options.batch_size, preserved, moments=moments)
         each = solving(found.pace, method, options.batch_size, 0.0)
         left = max(0, batches - done)
         steps.append(
@@ -93,23 +99,28 @@ def edit(options: EditOptions) -> Plan:
             )
         )
     steps += [answering(found.pace, requests, written=len(requests), name="before")]
-    steps += [answering(found.pace, requests, written=len(requests), name=f"after, {method}") for method in editing]
+    steps += [
+        answering(found.pace, requests, written=len(requests), name=f"after, {method}", aside=_ASIDE_READ * aside)
+        for method in editing
+    ]
     return Plan(command="edit", steps=steps, folder=folder.path, weights=found.pace.weights, notes=[_ROUGH, HOW])
 
 
 def language(name: str, options: FolderOptions) -> Language:
     """The model that `--model` names, or the small GPT-2 of the fact world, which is made where it is not there."""
-    device = check_device(options.device)
+    device, started = check_device(options.device), time.perf_counter()
     if name != "auto":
         model, world = of_name(name, options.device)
-        return Language(model, world, pace_of(model, 64, _WORDS), ())
+        load_step = loading(started)
+        return Language(model, world, pace_of(model, 64, WORDS), (load_step,))
     made = user_path(options.runs_dir) / FACTS
     cached = (user_path(options.cache_dir) if options.cache_dir else default_cache_dir()) / "fact-model"
     for place in (made, cached):
         world = world_of(place)
         if world is not None and world.fingerprint() == fact_world(0).fingerprint():
             model = load(place, device=device)
-            return Language(model, world, pace_of(model, 64, _WORDS), (_fact_model(place, there=True),))
+            steps = (_fact_model(place, there=True), _opening(started, world, place == cached))
+            return Language(model, world, pace_of(model, 64, WORDS), steps)
     return untrained(0)
 
 
@@ -131,26 +142,60 @@ def untrained(seed: int, there: bool = False) -> Language:
         memory=rows.training_memory(options.batch_size),
         there=there,
     )
-    pace = pace_of(model, 64, _WORDS)
+    pace = pace_of(model, 64, WORDS)
     probes = [prompt for kept in (False, True) for prompt in world.probes(kept_aside=kept)]
     asked = passes(pace, "recall", f"{len(probes)} questions", 3 * len(probes), there=there)
     return Language(model, world, pace, (train, asked))
 
 
-def answering(pace: Pace, requests: Sequence[TextRequest], *, written: int, name: str) -> Step:
-    """What one model answers to requests, their paraphrases and neighbours, and the text that it writes."""
+def answering(pace: Pace, requests: Sequence[TextRequest], *, written: int, name: str, aside: float = 0.0) -> Step:
+    """What one model answers to requests, their paraphrases and neighbours, and the text that it writes.
+
+    Args:
+        aside: passes over text kept aside, which is measured as well.
+    """
     questions = sum(1 + len(one.paraphrases) + len(one.neighbours) for one in requests)
     # Of each the wanted and the true answer, and the one that it gives by itself; a token written is a pass of its own.
-    inputs = 3 * questions + written * _TEXT_TOKENS
-    return passes(pace, name, f"{questions} questions, {written} texts of {_TEXT_TOKENS} tokens", inputs, batch=64)
+    inputs = 3 * questions + written * _TEXT_TOKENS + aside
+    found = passes(pace, name, f"{questions} questions, {written} texts of {_TEXT_TOKENS} tokens", inputs, batch=64)
+    # All texts are written together, token by token, and each token is read once.
+    writing = _TEXT_TOKENS * (pace.call + written * pace.image / WORDS)
+    return replace(found, seconds=pace.passes(3 * questions + aside, 64) + writing)
 
 
 def preserved_passes(kept: Kept, model: Model) -> float:
-    """Passes of `_WORDS` tokens that the text preserved comes to, where all of it is read once."""
+    """Passes of `WORDS` tokens that the text preserved comes to, where all of it is read once."""
     text = kept.preserve.texts if isinstance(kept.preserve, Knowledge) else kept.preserve
     prompts = len(kept.preserve.prompts) if isinstance(kept.preserve, Knowledge) else 0
     length = min(128, model.n_tokens)
-    return len(text) * length / _WORDS + prompts
+    return len(text) * length / WORDS + prompts
+
+
+def moments_of(kept: Kept, model: Model) -> int:
+    """Second moments that prompts need at a time: one for each length that there is, and all side by side when mixed."""
+    if not isinstance(kept.preserve, Knowledge) or not kept.preserve.prompts:
+        return 0
+    prompts = kept.preserve.prompts
+    return 2 * len({len(model.tokenize(prompt)) for prompt in prompts[:: max(1, len(prompts) // _SAMPLE)]})
+
+
+def aside_of(kept: Kept) -> float:
+    """Passes of `WORDS` tokens over the text kept aside."""
+    return 0.0 if kept.aside is None else len(kept.aside) * kept.aside.length / WORDS
+
+
+def _opening(started: float, world: FactWorld, cached: bool) -> Step:
+    """Opening the fact world's model; of one in the cache the texts are made into tokens again, to see that they are its."""
+    step = loading(started)
+    if not cached:
+        return step
+    texts, recipe = world.texts(), presets("text")[PRESET]
+    began, some = time.perf_counter(), texts[: 2 * _SAMPLE]
+    tokenizer = train_tokenizer(some, recipe["vocabulary"])
+    tokens = sum(len(ids) for ids in tokenizer(list(some), verbose=False)["input_ids"]) * len(texts) / len(some)
+    seconds = 2 * (time.perf_counter() - began) * len(texts) / len(some)
+    a_text = _TEXT_BYTES + _PACKED_BYTES * recipe["training"]["epochs"]
+    return replace(step, seconds=step.seconds + seconds, memory=round(len(texts) * a_text + tokens * _TOKEN_BYTES))
 
 
 def _fact_model(place: Path, *, there: bool) -> Step:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections.abc import Sequence
 
 import numpy as np
@@ -11,12 +13,17 @@ from weightsmith.data.images import ImageSet
 from weightsmith.data.sources import open_data
 from weightsmith.files import user_path
 from weightsmith.locate import Cases, PromptCases, grids
+from weightsmith.locate.astra import _FRESH, AstraOptions, PatchGrid, _surrogate
 from weightsmith.locate.cases import select
 from weightsmith.locate.forecast import sweep_cost
+from weightsmith.locate.steering import Steering, steered
 from weightsmith.models import Model, create, load, presets
+from weightsmith.report.curves import line_labels
+from weightsmith.report.heatmaps import MOST_CELLS_WITH_TEXT
+from weightsmith.report.overlays import MOST_SAMPLES
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
-from weightsmith.run.forecast.parts import figures, passes, training
+from weightsmith.run.forecast.parts import Drawing, figures, loading, passes, training
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.inputs import Chosen, check_auto, image_cases, part_of, prompt_cases, short
 from weightsmith.run.job import check_device
@@ -64,7 +71,7 @@ def locate(options: LocateOptions) -> Plan:
             steps.append(passes(pace, "select", f"a pass over {len(part)} images of {options.part}", len(part)))
         notes = [f"Counted with {count} images: fewer are found where the model gets fewer {_kind(options.select)}."]
     steps += _sweeps(options, model, examples, count, pace)
-    steps.append(figures(4 if isinstance(options, DrawnOptions) else 2))
+    steps.append(figures(*_drawings(options, model, examples, count)))
     return _plan(command, folder, steps, pace, notes)
 
 
@@ -79,8 +86,10 @@ def _model(options: LocateOptions, folder: RunFolder) -> tuple[Model, list[Step]
     """(the network, trained or as it is before training, the step that trains it, how fast it is)."""
     device = check_device(options.device)
     if options.model != "auto":
+        started = time.perf_counter()
         model = load(options.model, device=device)
-        return model, [], pace_of(model, trains=False)
+        load_step = loading(started)
+        return model, [load_step], pace_of(model, trains=False)
     check_auto(options)
     model, step, pace = embedded(options.data_path, options.seed, folder, device)
     return model, [step], pace
@@ -158,15 +167,83 @@ def _sweeps(options: SweepOptions, model: Model, examples: Cases, count: int, pa
     return steps
 
 
+def _drawings(options: SweepOptions, model: Model, examples: Cases, count: int) -> list[Drawing]:
+    """What is drawn: curves over layers, maps of heads and of tokens, and those over the images."""
+    if not isinstance(options, DrawnOptions):
+        return [Drawing(panels=1)]
+    text = isinstance(examples, PromptCases)
+    places = places_of(options, model, text)
+    lines = [
+        {"kind": site.kind, "tokens": str(site.tokens), "window": site.span, "severed": "", "measurement": 1}
+        for site in places["layers"]
+    ]
+    curves = Drawing(panels=len(line_labels(lines)))
+    found = [curves, *([curves] if options.sever else [])]
+    if text and options.tokens == ("auto",):
+        found.append(Drawing(panels=len({line["kind"] for line in lines})))
+    if places["heads"]:
+        layers, most = model.n_layers, len(places["heads"]) // model.n_layers
+        with_text = max(layers, most) <= MOST_CELLS_WITH_TEXT
+        found.append(Drawing(panels=1, texts=len(places["heads"]) * with_text))
+    drawn = min(options.map_samples, count)
+    if drawn and text:
+        found += [Drawing(panels=1)] * drawn
+    elif drawn and model.family.cls is not None:
+        rows = min(drawn, MOST_SAMPLES)
+        found += [Drawing(panels=1), Drawing(overlays=rows * (1 + min(model.n_layers, 5)))]
+    return found
+
+
 def _astra(options: PatchAttributionOptions, model: Model, pace: Pace) -> list[Step]:
     part = _images(options, model)
     count = min(options.max_samples, len(part))
     right = min(max(options.max_samples, 64), len(part))
-    restarts = sum(model.n_layers - layer - 1 for layer in range(model.n_layers)) * len(options.strengths)
-    tried = (count + right) * (model.n_layers + restarts)
+    masks = passes(pace, "masks", f"{options.masks} masks of {count} images", count * (options.masks + _FRESH))
+    # Vectors take three passes; then a pass is restarted behind each layer with each strength, (L - 1)/2 blocks of it.
+    share = len(options.strengths) * (model.n_layers - 1) / 2
+    steering = passes(
+        pace, "steering", f"{len(options.strengths)} strengths in each layer", 2 * count + right, batch=64
+    )
     return [
         passes(pace, "select", f"two passes over {len(part)} images of {options.part}", 2 * len(part)),
-        passes(pace, "masks", f"{options.masks} masks of {count} images", count * (options.masks + 1)),
-        passes(pace, "steering", f"{len(options.strengths)} strengths in each layer", tried / model.n_layers),
-        figures(1),
+        dataclasses.replace(
+            masks, what=f"{masks.what}, a regression each", seconds=masks.seconds + count * _regression(options, model)
+        ),
+        dataclasses.replace(
+            steering,
+            forwards=steering.forwards + pace.forwards((count + right) * (1 + share)),
+            seconds=steering.seconds + len(options.strengths) * sum(_steered(model, pace, n) for n in (count, right)),
+        ),
+        figures(Drawing(overlays=2 * min(count, MOST_SAMPLES))),
     ]
+
+
+def _regression(options: PatchAttributionOptions, model: Model) -> float:
+    """Seconds of one image's regression on its masks, of logits made up: a line in the patches and noise."""
+    given = AstraOptions(masks=options.masks, keep=options.keep, alpha=options.alpha, top=options.top)
+    random = np.random.default_rng(0)
+    found = []
+    for _ in range(3):
+        shown = random.random((options.masks + _FRESH, PatchGrid.of(model).patches)) < options.keep
+        started = time.perf_counter()
+        _surrogate(shown, shown @ random.normal(size=shown.shape[1]) + random.normal(size=len(shown)), given)
+        found.append(time.perf_counter() - started)
+    return min(found)
+
+
+def _steered(model: Model, pace: Pace, images: int) -> float:
+    """Seconds of restarting passes of so many images behind every layer, at one strength: fewer are timed, and scaled."""
+    most = int(1 / max(model.n_layers / 2 * pace.image, 1e-9))
+    count = max(1, min(images, 64, most))
+    reads, labels = model.preprocess, torch.zeros(count, dtype=torch.int64)
+    blank = torch.zeros(count, reads.channels, reads.size, reads.size, dtype=torch.uint8)
+    width = model.embed(reads(blank[:1], model.device)).shape[-1]
+    vectors = Steering(
+        tuple(range(model.n_layers)), torch.ones(model.n_layers, width), torch.zeros(model.n_layers, width)
+    )
+    found = []
+    for _ in range(2):
+        started = time.perf_counter()
+        steered(model, blank, labels, labels, vectors, strengths=(1.0,))
+        found.append(time.perf_counter() - started)
+    return min(found) * images / count

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import time
+
 from weightsmith.merge.forecast import merge_cost
+from weightsmith.models import load
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
-from weightsmith.run.forecast.parts import figures, passes
+from weightsmith.run.forecast.parts import Drawing, figures, loading, passes
 from weightsmith.run.forecast.plan import Plan, Step, amount
 from weightsmith.run.merge.command import asked, search_of
 from weightsmith.run.merge.search import Search
@@ -14,7 +17,9 @@ from weightsmith.run.options.merge import MergeOptions
 def merge(options: MergeOptions) -> Plan:
     """What `weightsmith.run.merge.merge` would do. Raises as it does, where that shows in the tensors tried here."""
     method, options, _ = asked(options)
+    started = time.perf_counter()
     search = search_of(options, method, blank=True)
+    load_step = loading(started)
     cost = merge_cost(
         method,
         options.base,
@@ -42,7 +47,12 @@ def merge(options: MergeOptions) -> Plan:
     steps, weights = [step], 0
     if search is not None:
         paces = [pace_of(one.model, 256, trains=False) for one in search.bench.judges]
-        steps = [*_searched(search, paces, step), step, figures(1)]
+        steps = [
+            load_step,
+            *_searched(search, paces, step, _loaded(options)),
+            step,
+            figures(Drawing(panels=len(paces))),
+        ]
         weights = sum(pace.weights for pace in paces) + paces[0].weights
         notes += [
             "Accuracies that an earlier search has measured are in the cache and cost nothing: they are counted.",
@@ -51,15 +61,25 @@ def merge(options: MergeOptions) -> Plan:
     return Plan(command="merge", steps=steps, folder=cost.target, weights=weights, notes=notes)
 
 
-def _searched(search: Search, paces: list[Pace], merged: Step) -> list[Step]:
-    """The merges that are judged, and the passes over validation images and, once, over test images that judge them."""
+def _loaded(options: MergeOptions) -> float:
+    """Seconds of loading a model of the base's sizes, as each merged one is."""
+    started = time.perf_counter()
+    load(str(options.base))
+    return time.perf_counter() - started
+
+
+def _searched(search: Search, paces: list[Pace], merged: Step, loaded: float) -> list[Step]:
+    """The merges that are judged, each loaded with `loaded` seconds.
+
+    Then the passes over validation images and, once, over test images that judge them.
+    """
     bench, tried = search.bench, len(search.coefficients)
     judged = list(zip(bench.judges, paces, strict=True))
     steps = [
         Step(
             name="search, merges",
-            what=f"a merge for each of {tried} coefficients, and one for the test",
-            seconds=(tried + 1) * merged.seconds,
+            what=f"a merge for each of {tried} coefficients and one for the test, each loaded",
+            seconds=(tried + 1) * (merged.seconds + loaded),
             memory=merged.memory + paces[0].weights,
         )
     ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import io
+import math
 import statistics
 import time
 from collections.abc import Callable
@@ -14,6 +16,7 @@ from torch import Tensor
 
 from weightsmith.measure.cost import still_image
 from weightsmith.models import Model
+from weightsmith.run.forecast.live import most_bytes
 
 _PATIENCE = 1.0
 """Seconds that each measurement may take, one round at least."""
@@ -31,37 +34,49 @@ class Pace:
 
     Attributes:
         blocks: of the network; a pass of one input is so many block forwards.
-        image: seconds of a forward pass, an input, in batches.
-        trained: seconds of a forward and a backward pass, an input, in batches.
-        update: seconds of the optimizer's step.
+        call: seconds that a forward pass takes whatever it is given; image: seconds of each input more.
+        trained_call, trained: the same of a forward and a backward pass.
+        update: seconds of clipping the gradients and of the optimizer's step.
+        saved: seconds of writing weights and optimizer into a checkpoint.
         weights: bytes of the parameters.
-        kept: bytes that a forward pass keeps for the backward one, an input.
-        alive: bytes that a forward pass without a backward one needs, an input; that of one block and its input.
+        kept: bytes that a forward and a backward pass have at a time, an input; alive: a forward pass alone.
+        keys: how wide the keys of an MLP are; 0 where there are none.
     """
 
     blocks: int
+    call: float
     image: float
+    trained_call: float
     trained: float
     update: float
+    saved: float
     weights: int
     kept: int
     alive: int
+    keys: int
 
     def forwards(self, inputs: float) -> float:
         """Block forwards of passes of so many inputs."""
         return self.blocks * inputs
 
-    def passes(self, inputs: float) -> float:
-        """Seconds of forward passes."""
-        return self.image * inputs
+    def passes(self, inputs: float, batch: int = 256) -> float:
+        """Seconds of forward passes, so many inputs at a time."""
+        return math.ceil(inputs / batch) * self.call + inputs * self.image
+
+    def descents(self, inputs: float, batch: int) -> float:
+        """Seconds of forward and backward passes."""
+        return math.ceil(inputs / batch) * self.trained_call + inputs * self.trained
 
     def steps(self, steps: float, batch: int) -> float:
         """Seconds of training steps."""
-        return steps * (batch * self.trained + self.update)
+        return steps * (self.trained_call + batch * self.trained + self.update)
 
     def training_memory(self, batch: int) -> int:
-        """Bytes beside the weights: gradients, both moments of Adam, a copy of the best weights, activations."""
-        return 4 * self.weights + batch * self.kept
+        """Bytes beside the weights: gradients, both moments of Adam, two copies of the best weights, activations.
+
+        There are two when an epoch is better than the best one before, whose copy goes when the new one is there.
+        """
+        return 5 * self.weights + batch * self.kept
 
 
 def pace_of(model: Model, batch: int = 64, tokens: int = 32, *, trains: bool = True) -> Pace:
@@ -78,51 +93,73 @@ def pace_of(model: Model, batch: int = 64, tokens: int = 32, *, trains: bool = T
             return torch.zeros(count, tokens, dtype=torch.int64, device=model.device)
         return still_image(model, count)
 
-    one = inputs(1)
+    def forward(count: int) -> Callable[[], object]:
+        given = inputs(count)
+        return lambda: model.logits(given)
+
     with torch.no_grad():
-        single = _timed(lambda: model.logits(one), model, 2)
-        count = max(1, min(batch, int(_PATIENCE / 3 / max(single, 1e-9))))
-        several = inputs(count)
-        image = _timed(lambda: model.logits(several), model) / count
+        call, image = _line(forward, model, batch)
+        alive = _more(forward)
     weights = sum(parameter.numel() * parameter.element_size() for parameter in model.module.parameters())
-    kept, largest = _kept(model, one)
-    trained, update = 3 * image, 0.0
-    if trains:
-        # A step takes three to four times a pass.
-        count = max(1, min(batch, int(_PATIENCE / (4 * max(image, 1e-9) * _LEAST))))
-        trained, update = _training(model, inputs(count), count)
-    return Pace(model.n_layers, image, trained, update, weights, kept, largest)
-
-
-def _training(model: Model, several: Tensor, count: int) -> tuple[float, float]:
-    """(seconds of a forward and a backward pass, an input; seconds of the optimizer's step), on a copy of the network."""
     module: Any = copy.deepcopy(model.module).train()
+
+    def both(count: int) -> Callable[[], object]:
+        given = inputs(count)
+
+        def descend() -> None:
+            module.zero_grad(set_to_none=True)
+            module(given).logits.float().square().mean().backward()
+
+        return descend
+
+    with torch.enable_grad():
+        kept = _more(both)
+        trained_call, trained, update, saved = 3 * call, 3 * image, 0.0, 0.0
+        if trains:
+            trained_call, trained = _line(both, model, batch)
+            update, saved = _updating(module, model)
+    return Pace(model.n_layers, call, image, trained_call, trained, update, saved, weights, kept, alive, _keys(model))
+
+
+def _keys(model: Model) -> int:
+    if "mlp.value" not in model.family.linear or not model.has("mlp.value", model.n_layers - 1):
+        return 0
+    name, transposed, _ = model.linear("mlp.value", model.n_layers - 1)
+    return int(model.module.get_parameter(name).shape[0 if transposed else 1])
+
+
+def _line(work: Callable[[int], Callable[[], object]], model: Model, batch: int) -> tuple[float, float]:
+    """Seconds of a pass as (whatever it is given, for each input): from passes of one input and of several."""
+    one = _timed(work(1), model)
+    count = max(1, min(batch, int(_PATIENCE / 3 / max(one, 1e-9))))
+    if count == 1:
+        return 0.0, one
+    each = max((_timed(work(count), model) - one) / (count - 1), 0.0)
+    return max(one - each, 0.0), each
+
+
+def _more(work: Callable[[int], Callable[[], object]]) -> int:
+    """Bytes of memory for each input more."""
+    work(1)()  # gradients that are kept, and what is made once, are there then
+    return max(most_bytes(work(3)) - most_bytes(work(1)), 0) // 2
+
+
+def _updating(module: Any, model: Model) -> tuple[float, float]:
+    """Seconds of (clipping gradients that are there and a step of the optimizer, writing a checkpoint into memory)."""
     optimizer = torch.optim.AdamW(module.parameters(), lr=0.0)
 
-    def both() -> None:
-        module.zero_grad(set_to_none=True)
-        module(several).logits.float().square().mean().backward()
+    def step() -> None:
+        torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
+        optimizer.step()
 
-    step = _timed(both, model) / count
-    return step, _timed(lambda: optimizer.step(), model)
+    def save() -> None:
+        weights = module.state_dict()
+        torch.save(
+            {"model": weights, "best": {n: t.clone() for n, t in weights.items()}, "optimizer": optimizer.state_dict()},
+            io.BytesIO(),
+        )
 
-
-def _kept(model: Model, one: Tensor) -> tuple[int, int]:
-    """(bytes that the pass of one input keeps for the backward pass; those of the blocks' largest share, twice)."""
-    own = {parameter.untyped_storage().data_ptr() for parameter in model.module.parameters()}
-    sizes: dict[int, int] = {}
-
-    def keep(tensor: Tensor) -> Tensor:
-        place = tensor.untyped_storage().data_ptr()
-        if place not in own:
-            sizes[place] = tensor.untyped_storage().nbytes()
-        return tensor
-
-    with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
-        held = model.logits(one)
-        total = sum(sizes.values())
-        del held
-    return total, 2 * total // max(model.n_layers, 1)
+    return _timed(step, model), _timed(save, model, 3)
 
 
 def _timed(work: Callable[[], object], model: Model, most: int = _MOST) -> float:

@@ -12,6 +12,9 @@ from rich.text import Text
 
 from weightsmith.run.outcome import Outcome
 
+KEPT = 64 * 2**20
+"""Bytes that C's allocator keeps of what was freed: pieces above 32 MB go back at once, smaller ones where none is behind."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Step:
@@ -22,6 +25,7 @@ class Step:
         forwards: block forwards, a backward pass counted as two of them.
         seconds: how long it takes on this machine.
         memory: bytes that it needs at a time beside the weights: activations, pieces, statistics, optimizer.
+        stays: bytes of objects of Python that it leaves: figures, mostly.
         there: whether it is there already, and would be skipped.
     """
 
@@ -30,6 +34,7 @@ class Step:
     forwards: float = 0.0
     seconds: float = 0.0
     memory: int = 0
+    stays: int = 0
     there: bool = False
 
 
@@ -41,7 +46,7 @@ class Plan:
         command: its name.
         steps: in their order.
         folder: what it would fill, as far as that is known.
-        weights: bytes of the networks that are in memory throughout.
+        weights: bytes of the networks that are in memory throughout; held: of data that are.
         notes: what is a bound or a guess, and how the time was estimated.
     """
 
@@ -49,6 +54,7 @@ class Plan:
     steps: Sequence[Step]
     folder: Path | None = None
     weights: int = 0
+    held: int = 0
     notes: Sequence[str] = field(default_factory=tuple)
 
     @property
@@ -66,8 +72,14 @@ class Plan:
 
     @property
     def memory(self) -> int:
-        """Bytes at a time: the weights, and the largest need of a step. Python and its libraries are not counted."""
-        return self.weights + max((step.memory for step in self.waiting), default=0)
+        """Bytes at a time: weights, data, the largest need of a step, what is left of others. Python's own are not counted.
+
+        Python's objects and what numbers are computed in come from different allocators, and C's keeps what was freed in
+        small pieces. So what was needed for a computation is still there when figures are drawn, up to `KEPT`.
+        """
+        most = max((step.memory for step in self.waiting), default=0)
+        stays = sum(step.stays for step in self.waiting)
+        return self.weights + self.held + max(most, min(most, KEPT) + stays)
 
     def outcome(self) -> Outcome:
         """The plan as what the command came to."""
@@ -79,7 +91,7 @@ class Plan:
             f"forwards, about {duration(self.seconds)}, {amount(self.memory)} of memory beside Python's own. Nothing was "
             "written."
         )
-        total = {"forwards": self.forwards, "seconds": self.seconds, "memory": self.memory, "weights": self.weights}
+        total = {name: getattr(self, name) for name in ("forwards", "seconds", "memory", "weights", "held")}
         return Outcome(
             command=self.command,
             figures={
