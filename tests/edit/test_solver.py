@@ -599,3 +599,18 @@ class Scaled:
 
     def times(self, keys: torch.Tensor) -> torch.Tensor:
         return self.gains[:, None] * keys
+
+
+@pytest.mark.parametrize("off", [1e-5, 1e-3])
+def test_a_moment_of_few_keys_whose_zeros_are_off_by_rounding_is_inverted(off: float) -> None:
+    """One direction that is far larger than the mean, and eigenvalues of others a little below zero."""
+    generator = torch.Generator().manual_seed(0)
+    basis = torch.linalg.qr(torch.randn(24, 24, generator=generator, dtype=torch.float64))[0]
+    values = torch.zeros(24, dtype=torch.float64)
+    values[0], values[1:6], values[6:] = 24.0, 0.1, -off
+    metric = InverseMoment.of((basis * values) @ basis.mT)
+    k, r = torch.randn(24, 2, generator=generator), torch.randn(5, 2, generator=generator)
+    change = dense(solve(k, r, metric, ridge=0.0))
+    assert relative(change @ k.double(), r.double()) < 1e-6
+    with pytest.raises(WeightsmithError, match="preserve more images or text"):
+        InverseMoment.of(basis @ torch.diag(torch.linspace(-2, 3, 24, dtype=torch.float64)) @ basis.mT)
