@@ -279,12 +279,20 @@ def environment() -> dict[str, Any]:
     return {
         "python": platform.python_version(),
         "platform": f"{platform.system()} {platform.machine()}, {os.cpu_count()} cores",
-        "packages": {name: metadata.version(name) for name in packages},
+        "packages": {name: _version(name) for name in packages},
         "commit": _commit(),
         "threads": torch.get_num_threads(),
         "processes": ranks.world(),
         "cuda": torch.version.cuda if torch.cuda.is_available() else None,
     }
+
+
+def _version(package: str) -> str | None:
+    """None for weightsmith itself where its folder lies on the path and was never installed."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
 
 
 def _commit() -> str | None:
