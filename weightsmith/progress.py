@@ -4,12 +4,27 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from typing import Protocol
 
 from rich.console import Console
 
 CONSOLE = Console(stderr=True)
 """Where bars are drawn and the log is shown: one console, so that neither writes over the other."""
+
+
+_DRAWN: ContextVar[bool] = ContextVar("drawn", default=True)
+"""Whether bars are drawn at all."""
+
+
+@contextmanager
+def without_bars() -> Iterator[None]:
+    """Draw no bars while the block runs: several processes that share a terminal would draw over each other."""
+    token = _DRAWN.set(False)
+    try:
+        yield
+    finally:
+        _DRAWN.reset(token)
 
 
 class Advance(Protocol):
@@ -47,7 +62,7 @@ def progress(title: str, total: float | None, start: float = 0, *, of_bytes: boo
         TimeRemainingColumn(),
         TextColumn("{task.fields[note]}", markup=False),
     )
-    with Progress(*columns, console=CONSOLE, transient=True, disable=not CONSOLE.is_terminal) as bar:
+    with Progress(*columns, console=CONSOLE, transient=True, disable=not (CONSOLE.is_terminal and _DRAWN.get())) as bar:
         task = bar.add_task(title, total=total, completed=int(start), note="")
 
         def advance(done: float = 1, note: str = "") -> None:

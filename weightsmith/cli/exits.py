@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from weightsmith.run import outcome
+
 
 @dataclass(frozen=True)
 class Exit:
@@ -20,7 +22,10 @@ REFUSED = Exit(
     "something broken",
 )
 FLAGS = Exit(2, "an unknown command or flag, or a value that a flag does not take")
+PARTLY = Exit(
+    outcome.PARTLY, "a sweep is done but for cells that failed: it says which and why; `--resume` measures them again"
+)
 INTERRUPTED = Exit(130, "stopped by Ctrl-C; what was finished is kept")
 
-EXITS = (DONE, REFUSED, FLAGS, INTERRUPTED)
+EXITS = (DONE, REFUSED, FLAGS, PARTLY, INTERRUPTED)
 """Every status that the command gives by itself, from small to large."""

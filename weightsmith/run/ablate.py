@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict
+from functools import partial
 
 from weightsmith import report
 from weightsmith.edit import editors
@@ -18,10 +19,12 @@ from weightsmith.run.ablating import Ablation
 from weightsmith.run.benches import ImageBench
 from weightsmith.run.benching import batch_of
 from weightsmith.run.draws import PLAN, REQUESTS
+from weightsmith.run.folder import RunFolder
 from weightsmith.run.options.ablate import AblateLoraOptions, AblateOptions, AblateReplayOptions
-from weightsmith.run.outcome import Outcome
-from weightsmith.run.planned import planned
+from weightsmith.run.outcome import PARTLY, Outcome
+from weightsmith.run.planned import check_planned, planned
 from weightsmith.run.session import Kin, at_least, distinct, flag, session
+from weightsmith.run.spread import Measure, check_folder, check_spread, settings_of, to_redo
 from weightsmith.run.trials import Trial, run_trials, titled
 
 PAGE = "report.html"
@@ -56,9 +59,11 @@ def ablate(options: AblateOptions) -> Outcome:
     with session(options, command, KIN, f"{user_path(options.data_path).stem}-ablate-{way}") as folder:
         notes: list[str] = []
         bench = batch_of(options, folder, notes)
-        plan = planned(options, bench, options.edit_method, (options.max_edits,), options.seeds, notes, folder)
+        spread = settings_of(options, folder)
+        plan = planned(options, bench, options.edit_method, (options.max_edits,), options.seeds, notes, folder, spread)
         ablation = kind(options, bench, plan, folder.path / "cells")
-        trials = run_trials(ablation, ablation.settings(), ablation.place)
+        make = partial(elsewhere, options, folder)
+        trials = run_trials(ablation, ablation.settings(), ablation.place, make, spread)
         found = ablation.ablated(trials)
         for name, rows in found.tables.items():
             write_csv(folder.results / name, rows)
@@ -78,16 +83,26 @@ def ablate(options: AblateOptions) -> Outcome:
         )
         write_text(folder.results / PAGE, build_ablation(inputs))
     first = next(iter(found.tables))
-    failures = _failures(trials, first)
+    failed = [(titled(trial.setting), trial.error) for trial in trials if trial.error]
+    redo = to_redo(command, folder, failed, len(trials), first, "trials")
     return Outcome(
         command=command,
         folder=folder.path,
         page=folder.results / PAGE,
         figures={"settings": found.tables[first]},
         summary=summary,
-        notes=[*notes, *failures],
-        shown=[found.shown, *summary, *notes, *failures],
+        notes=[*notes, *redo],
+        shown=[found.shown, *summary, *notes, *redo],
+        status=PARTLY if failed else 0,
     )
+
+
+def elsewhere(options: AblateOptions, folder: RunFolder) -> Measure:
+    """What measures trials in a worker. Raises as `batch_of`, and where the worker sees other data than the command."""
+    check_folder(folder.path)
+    bench = batch_of(options, folder, [])
+    _, kind = WAYS[type(options)]
+    return kind(options, bench, check_planned(bench, folder), folder.path / "cells").measure
 
 
 def check_options(options: AblateOptions) -> None:
@@ -101,6 +116,7 @@ def check_options(options: AblateOptions) -> None:
     if method not in editors():
         raise WeightsmithError(f"--edit-method {method} is no editor: {did_you_mean(method, editors())}")
     at_least(options, {"n_views": 1, "max_edits": 1, "batch_size": 1})
+    check_spread(options)
     _each(options, {"seeds": (0, "0 1 2")})
     if any(seed >= 2**32 for seed in options.seeds):
         raise WeightsmithError(
@@ -153,10 +169,3 @@ def _summary(ablation: Ablation, trials: Sequence[Trial]) -> list[str]:
         )
     failed = sum(bool(trial.error) for trial in trials)
     return told + ([f"{failed} of {len(trials)} trials failed."] if failed else [])
-
-
-def _failures(trials: Sequence[Trial], table: str) -> list[str]:
-    """Why trials failed, the first five of them."""
-    failed = [trial for trial in trials if trial.error]
-    told = [f"{titled(trial.setting)} failed: {trial.error}" for trial in failed[:5]]
-    return told + ([f"{len(failed)} trials failed; {table} says why"] if len(failed) > 5 else [])

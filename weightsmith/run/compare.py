@@ -5,13 +5,14 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import partial
 from itertools import product
 from pathlib import Path
 
 from weightsmith import __version__, report
 from weightsmith.delta import Delta
-from weightsmith.edit import Editor, editors
+from weightsmith.edit import editors
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.files import user_path, write_csv, write_json, write_text
 from weightsmith.report.comparison import comparison_figures, comparison_table
@@ -22,9 +23,21 @@ from weightsmith.run.cells import Cell, failures, file_of, key_of
 from weightsmith.run.draws import PLAN, REQUESTS, Plan
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.options.knowledge import CompareOptions
-from weightsmith.run.outcome import Outcome
-from weightsmith.run.planned import planned
+from weightsmith.run.outcome import PARTLY, Outcome
+from weightsmith.run.planned import check_planned, planned
 from weightsmith.run.session import Kin, at_least, distinct, session
+from weightsmith.run.spread import (
+    Failure,
+    Measure,
+    Settings,
+    Sweep,
+    check_folder,
+    check_spread,
+    each,
+    kept_failure,
+    settings_of,
+    to_redo,
+)
 
 _log = logging.getLogger(__name__)
 
@@ -55,34 +68,32 @@ def compare(options: CompareOptions) -> Outcome:
         notes: list[str] = []
         bench, sizes, seeds = bench_of(options, folder, notes)
         methods = options.methods or METHODS[bench.model.family.reads]
-        plan = planned(options, bench, methods, sizes, seeds, notes, folder)
+        spread = settings_of(options, folder)
+        plan = planned(options, bench, methods, sizes, seeds, notes, folder, spread)
         for note in notes:
             _log.warning("%s", note)
-        cells = _Sweep(options, bench, plan, folder).run()
+        cells = _cells(options, bench, plan, folder, spread)
         rows = [cell.row(bench.names) for cell in cells]
         page = _write(options, bench, plan, rows, folder)
     table = comparison_table(rows)
+    failed = [(_title(cell.method, cell.batch_size, cell.seed), cell.error) for cell in cells if cell.error]
+    redo = to_redo("compare", folder, failed, len(cells), ROWS, "cells")
     return Outcome(
         command="compare",
         folder=folder.path,
         page=page,
         figures={"methods": table},
         summary=_summary(bench, plan, rows),
-        notes=[*plan.notes, *_failures(cells)],
-        shown=[shown_table(table), *_failures(cells)],
+        notes=[*plan.notes, *redo],
+        shown=[shown_table(table), *redo],
+        status=PARTLY if failed else 0,
     )
-
-
-def _failures(cells: Sequence[Cell]) -> list[str]:
-    """Why cells failed, the first five of them."""
-    failed = [cell for cell in cells if cell.error]
-    told = [f"{cell.method}, {cell.batch_size} edits, seed {cell.seed} failed: {cell.error}" for cell in failed[:5]]
-    return told + ([f"{len(failed)} cells failed; {ROWS} says why"] if len(failed) > 5 else [])
 
 
 def check_options(options: CompareOptions) -> None:
     """Everything that can be known to be wrong before any work is done."""
     at_least(options, {"n_views": 1})
+    check_spread(options)
     given = {"methods": options.methods, "batch_sizes": options.batch_sizes, "seeds": options.seeds}
     such_as = {"methods": "alphaedit memit", "batch_sizes": "1 8 32", "seeds": "0 1 2"}
     for name, values in given.items():
@@ -100,89 +111,109 @@ def check_options(options: CompareOptions) -> None:
 
 
 @dataclass(eq=False)
-class _Sweep:
-    """The cells, one after another: small batches first, so that a long comparison soon says something."""
+class _Bench:
+    """Measures cells on one model."""
 
-    options: CompareOptions
     bench: TextBench | ImageBench
-    plan: Plan
-    folder: RunFolder
+    cache_dir: Path | None
+    warm: set[str] = field(default_factory=set)
 
-    def run(self) -> list[Cell]:
-        """Every cell in the order of methods, batch sizes and seeds."""
-        place = self.folder.path / "cells"
-        found: dict[str, Cell] = {}
-        waiting: list[tuple[str, int, int]] = []
-        for size, seed, method in product(self.plan.batch_sizes, self.plan.seeds, self.plan.methods):
-            cell = Cell.load(place / file_of(method, size, seed), self._key(method, size, seed))
-            if cell is None:
-                waiting.append((method, size, seed))
-            else:
-                found[cell.file] = cell
-        if found:
-            _log.info("%d of %d cells are measured already", len(found), len(found) + len(waiting))
-        started = time.monotonic()
-        warm: set[str] = set()
-        for number, (method, size, seed) in enumerate(waiting):
-            left = _left(time.monotonic() - started, [one[1] for one in waiting], number)
-            _log.info("cell %d of %d: %s, %d edits, seed %d%s", number + 1, len(waiting), method, size, seed, left)
-            if method not in warm:
-                self._warm(method, seed)
-                warm.add(method)
-            cell = self._measured(method, size, seed)
-            cell.save(place)
-            found[cell.file] = cell
-        order = product(self.plan.methods, self.plan.batch_sizes, self.plan.seeds)
-        return [found[file_of(*which)] for which in order]
-
-    def _key(self, method: str, size: int, seed: int) -> str:
-        return key_of(
-            {
-                "version": __version__,
-                "model": self.plan.fingerprint,
-                "method": [method, self.plan.methods[method]],
-                "requests": [content for _, content in self.plan.draws[seed][:size]],
-                "seed": seed,
-                "preserve": self.plan.preserve,
-                **self.bench.depends(),
-            }
+    def measure(self, which: tuple[str, int, int]) -> Cell:
+        """The cell of a method, a batch size and a seed, without its key. Raises where it cannot be measured."""
+        method, size, seed = which
+        if method not in self.warm:
+            self.warm.add(method)
+            with failures(
+                []
+            ):  # statistics and prefixes are measured once and kept; they shall not count among the seconds
+                self._solve(method, 1, seed)
+        started = time.perf_counter()
+        delta = self._solve(method, size, seed)
+        seconds = time.perf_counter() - started
+        reached = [bool(row["success"]) for row in delta.info["requests"]]
+        return Cell(
+            method,
+            size,
+            seed,
+            key="",
+            measures=self.bench.measure(seed, size, delta),
+            seconds=seconds,
+            update_norm=delta.norm(),
+            reached=sum(reached) / len(reached),
         )
 
-    def _warm(self, method: str, seed: int) -> None:
-        """Statistics and prefixes are measured once and kept; they shall not count among the seconds of a cell."""
-        with failures([]):
-            self._solve(self.bench.editor(method), 1, seed)
-
-    def _solve(self, editor: Editor, size: int, seed: int) -> Delta:
-        cache = user_path(self.options.cache_dir) if self.options.cache_dir else None
+    def _solve(self, method: str, size: int, seed: int) -> Delta:
         requests = self.bench.draws[seed][:size]
-        return editor.solve(self.bench.model, requests, self.bench.keeping(requests), cache)
-
-    def _measured(self, method: str, size: int, seed: int) -> Cell:
-        cell = Cell(method, size, seed, self._key(method, size, seed))
-        errors: list[str] = []
-        with failures(errors):
-            started = time.perf_counter()
-            delta = self._solve(self.bench.editor(method), size, seed)
-            seconds = time.perf_counter() - started
-            reached = [bool(row["success"]) for row in delta.info["requests"]]
-            cell = replace(
-                cell,
-                measures=self.bench.measure(seed, size, delta),
-                seconds=seconds,
-                update_norm=delta.norm(),
-                reached=sum(reached) / len(reached),
-            )
-        for error in errors:
-            _log.warning("%s, %d edits, seed %d failed: %s", method, size, seed, error)
-            cell = replace(cell, error=error)
-        return cell
+        return self.bench.editor(method).solve(self.bench.model, requests, self.bench.keeping(requests), self.cache_dir)
 
 
-def _left(spent: float, sizes: Sequence[int], done: int) -> str:
-    """How long the rest takes, a cell counted by its edits, for large batches come last; "" while that is a mere guess."""
-    counted = sum(sizes[:done])
-    return f", about {spent / counted * sum(sizes[done:]) / 60:.0f} min left" if done >= 5 else ""
+def elsewhere(options: CompareOptions, folder: RunFolder) -> Measure:
+    """What measures cells in a worker. Raises as `bench_of`, and where the worker sees other data than the command."""
+    check_folder(folder.path)
+    bench, _, _ = bench_of(options, folder, [])
+    check_planned(bench, folder)
+    return _Bench(bench, _cache(options)).measure
+
+
+def _cells(
+    options: CompareOptions, bench: TextBench | ImageBench, plan: Plan, folder: RunFolder, spread: Settings
+) -> list[Cell]:
+    """Every cell in the order of methods, batch sizes and seeds; those that are in the folder are not measured again.
+
+    Small batches come first, so that a long comparison soon says something. Cells that failed are measured again.
+    """
+    place = folder.path / "cells"
+    found: dict[str, Cell] = {}
+    waiting: list[tuple[str, int, int]] = []
+    keys: list[str] = []
+    for size, seed, method in product(plan.batch_sizes, plan.seeds, plan.methods):
+        key = _key(bench, plan, method, size, seed)
+        cell = Cell.load(place / file_of(method, size, seed), key)
+        if cell is None or cell.error:
+            waiting.append((method, size, seed))
+            keys.append(key)
+        else:
+            found[cell.file] = cell
+    if found:
+        _log.info("%d of %d cells are measured already", len(found), len(found) + len(waiting))
+    sweep = Sweep(
+        cells=waiting,
+        titles=[_title(*which) for which in waiting],
+        measure=_Bench(bench, _cache(options)).measure,
+        make=partial(elsewhere, options, folder),
+        costs=[size for _, size, _ in waiting],
+    )
+    for number, measured in each(sweep, spread):
+        failure = measured if isinstance(measured, Failure) else None
+        cell = Cell(*waiting[number], "", error=failure.why) if failure is not None else measured
+        cell = replace(cell, key=keys[number])
+        cell.save(place)
+        kept_failure(place / cell.file, failure)
+        found[cell.file] = cell
+    order = product(plan.methods, plan.batch_sizes, plan.seeds)
+    return [found[file_of(*which)] for which in order]
+
+
+def _key(bench: TextBench | ImageBench, plan: Plan, method: str, size: int, seed: int) -> str:
+    return key_of(
+        {
+            "version": __version__,
+            "model": plan.fingerprint,
+            "method": [method, plan.methods[method]],
+            "requests": [content for _, content in plan.draws[seed][:size]],
+            "seed": seed,
+            "preserve": plan.preserve,
+            **bench.depends(),
+        }
+    )
+
+
+def _cache(options: CompareOptions) -> Path | None:
+    return user_path(options.cache_dir) if options.cache_dir else None
+
+
+def _title(method: str, size: int, seed: int) -> str:
+    return f"{method}, {size} edits, seed {seed}"
 
 
 def _write(

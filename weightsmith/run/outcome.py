@@ -11,6 +11,10 @@ if TYPE_CHECKING:
     from rich.console import RenderableType
 
 
+PARTLY = 3
+"""The exit status of a sweep that is done but for cells that failed."""
+
+
 @dataclass(frozen=True, eq=False, kw_only=True)
 class Outcome:
     """What a command came to.

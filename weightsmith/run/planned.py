@@ -10,6 +10,7 @@ from weightsmith.run.benches import ImageBench, TextBench, options_of
 from weightsmith.run.draws import PLAN, REQUESTS, Plan, signed, write_requests
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.options.knowledge import BenchOptions
+from weightsmith.run.spread import Settings
 
 
 def planned(
@@ -20,8 +21,9 @@ def planned(
     seeds: tuple[int, ...],
     notes: Sequence[str],
     folder: RunFolder,
+    spread: Settings,
 ) -> Plan:
-    """The plan, written before anything is measured.
+    """The plan, written before anything is measured, with what cells take of the machine.
 
     Raises:
         WeightsmithError: the folder has cells of another plan, because the model or the data changed meanwhile.
@@ -51,5 +53,25 @@ def planned(
     plan.save(path)
     if isinstance(bench, TextBench):
         write_requests(folder.results / REQUESTS, bench.draws)
-    folder.write_env(device=str(bench.model.device), weights=weights_hash(bench.model), seed=options.seed)
+    told = {"device": str(bench.model.device), "weights": weights_hash(bench.model), "seed": options.seed}
+    folder.write_env(**told, threads=spread.threads)
+    return plan
+
+
+def check_planned(bench: TextBench | ImageBench, folder: RunFolder) -> Plan:
+    """The plan that the command has written, to which what a worker sees must be the same.
+
+    Raises:
+        WeightsmithError: another model, or other requests or preserved data.
+    """
+    path = folder.results / PLAN
+    plan = Plan.load(path)
+    there = (bench.model.fingerprint(), signed(bench.draws), bench.preserve.digest())
+    for mine, planned_one, what in zip(
+        there, (plan.fingerprint, plan.draws, plan.preserve), ("model", "requests", "preserved data"), strict=True
+    ):
+        if mine != planned_one:
+            raise WeightsmithError(
+                f"it sees another {what} than {path} says: give every machine the same files, packages and threads"
+            )
     return plan

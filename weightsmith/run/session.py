@@ -22,7 +22,7 @@ _log = logging.getLogger(__name__)
 
 FREE = (
     "device", "resume", "overwrite", "run_name", "timestamp", "runs_dir", "checkpoint_dir", "log_dir", "results_dir",
-    "cache_dir", "config", "tracker",
+    "cache_dir", "config", "tracker", "jobs", "backend", "address", "threads",
 )  # fmt: skip
 """Options that may differ when a run is gone on with: they say where and how, not what."""
 

@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
 from weightsmith.files import write_json
 from weightsmith.measure import Interval
-from weightsmith.run.cells import as_lists, columns, failures, number_of, of_lists, stored, told
+from weightsmith.run.cells import as_lists, columns, number_of, of_lists, stored, told
+from weightsmith.run.spread import Failure, Settings, Sweep, each, kept_failure
+from weightsmith.run.spread import Measure as MeasureCell
 
 _log = logging.getLogger(__name__)
 
@@ -114,28 +115,34 @@ def titled(setting: Setting) -> str:
     return ", ".join(words)
 
 
-def run_trials(ablation: Measure, settings: Sequence[Setting], place: Path) -> list[Trial]:
-    """Every trial, in the order of the settings; those that are in the folder already are not measured again."""
+def run_trials(
+    ablation: Measure, settings: Sequence[Setting], place: Path, make: Callable[[], MeasureCell], spread: Settings
+) -> list[Trial]:
+    """Every trial, in the order of the settings; those that are in the folder already are not measured again.
+
+    Trials that failed are measured again.
+
+    Args:
+        make, spread: as `weightsmith.run.spread.Sweep` and `each` take them.
+    """
     keys = [ablation.depends(setting) for setting in settings]
-    found = {n: Trial.load(place / file_of(setting), keys[n]) for n, setting in enumerate(settings)}
-    waiting = [n for n, trial in found.items() if trial is None]
-    if len(waiting) < len(settings):
-        _log.info("%d of %d trials are measured already", len(settings) - len(waiting), len(settings))
-    started = time.monotonic()
-    for done, n in enumerate(waiting):
-        rest = (time.monotonic() - started) / max(done, 1) * (len(waiting) - done) / 60
-        left = f", about {rest:.0f} min left" if done >= 2 else ""  # the first has what all share
-        _log.info("trial %d of %d: %s%s", done + 1, len(waiting), titled(settings[n]), left)
-        found[n] = trial = _measured(ablation, settings[n], keys[n])
+    known = [Trial.load(place / file_of(setting), key) for setting, key in zip(settings, keys, strict=True)]
+    found = {n: trial for n, trial in enumerate(known) if trial is not None and not trial.error}
+    waiting = [n for n in range(len(settings)) if n not in found]
+    if found:
+        _log.info("%d of %d trials are measured already", len(found), len(settings))
+    sweep = Sweep(
+        cells=[settings[n] for n in waiting],
+        titles=[titled(settings[n]) for n in waiting],
+        measure=ablation.measure,
+        make=make,
+        called="trial",
+    )
+    for number, measured in each(sweep, spread):
+        n = waiting[number]
+        failure = measured if isinstance(measured, Failure) else None
+        trial = Trial(settings[n], error=failure.why) if failure is not None else measured
+        found[n] = trial = replace(trial, key=keys[n])
         trial.save(place)
-    return [trial for trial in found.values() if trial is not None]
-
-
-def _measured(ablation: Measure, setting: Setting, key: str) -> Trial:
-    trial, errors = Trial(setting), list[str]()
-    with failures(errors):
-        trial = ablation.measure(setting)
-    for error in errors:
-        _log.warning("%s failed: %s", titled(setting), error)
-        trial = replace(trial, error=error)
-    return replace(trial, key=key)
+        kept_failure(place / file_of(settings[n]), failure)
+    return [found[n] for n in range(len(settings))]

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from weightsmith.run.options.folder import FolderOptions, TrackedOptions
+from weightsmith.run.options.spread import SpreadOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +86,7 @@ class EditOptions(FolderOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class BenchOptions(FolderOptions):
+class BenchOptions(FolderOptions, SpreadOptions):
     """What `compare` and `ablate` have: what editing methods are measured on."""
 
     model: str = "auto"
