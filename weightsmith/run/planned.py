@@ -10,7 +10,7 @@ from weightsmith.run.benches import ImageBench, TextBench, options_of
 from weightsmith.run.draws import PLAN, REQUESTS, Plan, signed, write_requests
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.options.knowledge import BenchOptions
-from weightsmith.run.spread import Settings
+from weightsmith.run.spread import CELL_THREADS, Settings
 
 
 def planned(
@@ -54,7 +54,7 @@ def planned(
     if isinstance(bench, TextBench):
         write_requests(folder.results / REQUESTS, bench.draws)
     told = {"device": str(bench.model.device), "weights": weights_hash(bench.model), "seed": options.seed}
-    folder.write_env(**told, threads=spread.threads)
+    folder.write_env(**told, **{CELL_THREADS: spread.threads})
     return plan
 
 

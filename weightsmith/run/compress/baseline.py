@@ -24,6 +24,7 @@ from weightsmith.run.cells import key_of
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.job import (
     TRAIN_DEFAULTS,
+    check_device,
     image_size_of,
     new_model,
     save_indices,
@@ -115,6 +116,31 @@ def baseline_of(
     model = _classifier(str(place), f"--baseline-name {options.baseline_name}", device)
     folder.write_env(device=device, weights=weights_hash(model), data=making.digests, seed=options.seed)
     return Baseline(model, shape_of(model), place, source, split, _origin(options))
+
+
+def baseline_there(options: CompressOptions, folder: RunFolder, fingerprint: str) -> Baseline:
+    """The baseline that `baseline_of` has left, opened again where a smaller model is made; nothing is written.
+
+    Raises:
+        WeightsmithError: another baseline than that of the fingerprint, or another split of the data.
+    """
+    place = baseline_place(options, folder.path)
+    model = _classifier(str(place), f"--baseline-name {options.baseline_name}", check_device(options.device))
+    if model.fingerprint() != fingerprint:
+        raise WeightsmithError(
+            f"it sees another baseline in {place} than the command: give every machine the same files"
+        )
+    cache = user_path(options.cache_dir) if options.cache_dir else None
+    source = open_data(options.data_path, model.preprocess.size, cache)
+    held_out = options.held_out_ratio if options.held_out_from == "train" else options.held_out_from
+    split = source.split(held_out, options.seed, options.val_ratio)
+    record = _record_of(place)
+    if record is not None and record["split"] != {name: images.digest() for name, images in split.parts().items()}:
+        raise WeightsmithError(
+            f"it sees other data in {options.data_path} than the command: give every machine the same"
+        )
+    origin = record["origin"] if record is not None else ""
+    return Baseline(model, shape_of(model), place, source, split, origin)
 
 
 def _classifier(path: str, named: str, device: str) -> Model:

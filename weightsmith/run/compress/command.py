@@ -23,8 +23,9 @@ from weightsmith.run.evaluation import FIGURE, METRICS, PAGE, TABLE
 from weightsmith.run.folder import existing_runs
 from weightsmith.run.job import check_device
 from weightsmith.run.options.compress import CompressOptions
-from weightsmith.run.outcome import Outcome
+from weightsmith.run.outcome import PARTLY, Outcome
 from weightsmith.run.session import Kin, session
+from weightsmith.run.spread import CELL_THREADS, check_spread, settings_of, to_redo
 
 _FIXED = (
     "data_path", "held_out_from", "held_out_ratio", "val_ratio", "seed", "model", "epochs", "batch_size", "lr",
@@ -45,6 +46,7 @@ def compress(options: CompressOptions) -> Outcome:
     """
     options = resolved(options)
     check_goals(options)
+    check_spread(options)
     device = check_device(options.device)
     if not trains(options):
         options = of_existing(options)
@@ -52,13 +54,19 @@ def compress(options: CompressOptions) -> Outcome:
     stem = f"{user_path(options.data_path).stem}-compress"
     with session(options, "compress", kin_of(options, goals), stem) as folder:
         notes: list[str] = []
+        redo: list[str] = []
 
         def reachable(shape: Shape) -> list[Goal]:
             return within_reach(goals, options, shape, []) if optimizes else []
 
         base = baseline_of(options, folder, device, notes, reachable)
         if optimizes:
-            Workshop(options, folder, base).make(within_reach(goals, options, base.shape, notes))
+            reached = within_reach(goals, options, base.shape, notes)
+            spread = settings_of(options, folder)
+            folder.write_env(**{CELL_THREADS: spread.threads})
+            failed = Workshop(options, folder, base).make(reached, spread)
+            redo = to_redo("compress", folder, failed, len(reached), "log.txt", "models")
+            notes += redo
             if options.study:
                 study(options, folder, base)
         done = evaluated_run(options, folder, base, notes) if options.mode in ("full", "evaluate") else None
@@ -70,11 +78,14 @@ def compress(options: CompressOptions) -> Outcome:
             folder=folder.path,
             figures={"models": rows},
             notes=notes,
-            shown=models,
+            shown=[*models, *redo],
             closing="holds the models",
+            status=PARTLY if redo else 0,
         )
     told = done.outcome(folder, folder.results / PAGE, "compress")
-    return replace(told, figures={"models": rows, **told.figures}, shown=[*models, *told.shown])
+    return replace(
+        told, figures={"models": rows, **told.figures}, shown=[*models, *told.shown], status=PARTLY if redo else 0
+    )
 
 
 def of_existing(options: CompressOptions) -> CompressOptions:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,15 +16,22 @@ from weightsmith.models import Model, load, registered_by, save
 from weightsmith.models.onnx_export import save_onnx
 from weightsmith.prune import Circuit
 from weightsmith.run.cells import key_of, told
-from weightsmith.run.compress.baseline import Baseline
+from weightsmith.run.compress.baseline import Baseline, baseline_there
 from weightsmith.run.compress.goals import Goal, recovery
 from weightsmith.run.compress.record import OPTIMIZED, RECORD, Optimized, notes_of
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.options.compress import CompressOptions
 from weightsmith.run.session import flag
+from weightsmith.run.spread import Failure, Measure, Settings, Sweep, check_folder, each
 from weightsmith.train import distill
 
 _log = logging.getLogger(__name__)
+
+
+def elsewhere(options: CompressOptions, folder: RunFolder, fingerprint: str) -> Measure:
+    """What makes models in a worker, which writes each into the run's folder. Raises as `baseline_there`."""
+    check_folder(folder.path)
+    return Workshop(options, folder, baseline_there(options, folder, fingerprint)).made
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,20 +42,44 @@ class Workshop:
     folder: RunFolder
     baseline: Baseline
 
-    def make(self, goals: Sequence[Goal]) -> None:
-        """Make every model that is not there yet. Raises `WeightsmithError` where one of other options is."""
+    def make(self, goals: Sequence[Goal], spread: Settings) -> list[tuple[str, str]]:
+        """Make every model that is not there yet; (name, why) of those that cannot be made.
+
+        Models that are as fast as asked are made in this process, after the others: what else runs would be in their times.
+
+        Raises:
+            WeightsmithError: one of other options is there, or none can be made.
+        """
         waiting = [goal for goal in goals if not self._is_there(goal)]
         if len(waiting) < len(goals):
             _log.info("%d of %d smaller models are there already", len(goals) - len(waiting), len(goals))
-        for number, goal in enumerate(waiting, 1):
-            _log.info("model %d of %d: %s", number, len(waiting), goal.name)
-            self._make(goal)
+        failed: list[tuple[str, str]] = []
+        timed = [goal for goal in waiting if goal.method == "latency"]
+        others = [goal for goal in waiting if goal.method != "latency"]
+        for some, settings in ((others, spread), (timed, Settings("processes", 1, spread.threads))):
+            sweep = Sweep(
+                cells=some,
+                titles=[goal.name for goal in some],
+                measure=self.made,
+                make=partial(elsewhere, self.options, self.folder, self.baseline.model.fingerprint()),
+                called="model",
+            )
+            for number, made in each(sweep, settings):
+                name = some[number].name
+                if isinstance(made, Failure):
+                    failed.append((name, made.why))
+                else:
+                    self.folder.log_event("compress", "optimized", model=name, kl=made)
+        if failed and len(failed) == len(goals):
+            raise WeightsmithError(f"{failed[0][0]} cannot be made: {failed[0][1]}")
+        broken = {name for name, _ in failed}
         if self.options.onnx:
             for goal in goals:
                 path = self._place(goal) / "model.onnx"
-                if not path.exists():
+                if goal.name not in broken and not path.exists():
                     _log.info("%s", path)
                     save_onnx(load(self._place(goal)), path)
+        return failed
 
     def _place(self, goal: Goal) -> Path:
         return self.folder.path / OPTIMIZED / goal.name
@@ -95,7 +127,12 @@ class Workshop:
             f"{flag(f'{goal.method}_base_name') if goal.method != 'latency' else '--run-name'}"
         )
 
-    def _make(self, goal: Goal) -> None:
+    def made(self, goal: Goal) -> float:
+        """Make one model, whole in its folder; the KL divergence from the baseline that its search came to.
+
+        Raises:
+            WeightsmithError: nothing reaches the goal.
+        """
         options, baseline = self.options, self.baseline
         found, model, circuit = self._searched(goal)
         rows: list[dict[str, float]] = []
@@ -118,7 +155,7 @@ class Workshop:
             found = replace(found, key=self._key(goal), recovery=change)
         self._save(found, model, self._place(goal), circuit, rows)
         self.folder.remove(self._state(goal.name))
-        self.folder.log_event("compress", "optimized", model=goal.name, kl=found.kl.value)
+        return found.kl.value
 
     def _state(self, name: str) -> Path:
         """Where a model waits between search and recovery."""
@@ -133,10 +170,7 @@ class Workshop:
             _log.info("%s: the search is done already", goal.name)
             return known, load(waiting, device=str(self.baseline.model.device)), None
         self.folder.remove(self._state(goal.name))
-        try:
-            circuit = goal.circuit(self.options, self.baseline.model, self.baseline.split)
-        except WeightsmithError as error:
-            raise WeightsmithError(f"{goal.name} cannot be made: {error}") from error
+        circuit = goal.circuit(self.options, self.baseline.model, self.baseline.split)
         found = Optimized(
             name=goal.name,
             method=goal.method,

@@ -28,6 +28,7 @@ OPTIONAL = {
     "parquet": (("pyarrow",), "data sets in parquet files", 'pip install "weightsmith[parquet]"'),
     "onnx": (("onnx", "onnxscript", "onnxruntime"), "export to ONNX", 'pip install "weightsmith[onnx]"'),
     "app": (("gradio",), "the bench, a page to correct a model by clicking", 'pip install "weightsmith[app]"'),
+    "cluster": (("ray", "distributed"), "sweeps on a Ray or Dask cluster", 'pip install "weightsmith[cluster]"'),
     "timm": (("timm",), "vision transformers of timm", "pip install timm"),
 }
 """Extra → (its packages, what it is for, what installs it)."""

@@ -6,12 +6,13 @@ from dataclasses import dataclass
 from typing import Literal
 
 from weightsmith.run.options.correct import JobOptions
+from weightsmith.run.options.spread import SpreadOptions
 
 UnitScore = Literal["gauss-newton", "task-loss", "eap", "eap-ig", "exact", "magnitude", "random"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class CompressOptions(JobOptions):
+class CompressOptions(JobOptions, SpreadOptions):
     """Make a vision transformer smaller: train it, remove what it does not need, measure what is left."""
 
     mode: Literal["full", "train", "optimize", "evaluate"] = "full"

@@ -7,11 +7,12 @@ them.
 """
 
 from weightsmith.run.spread.each import Sweep, each
-from weightsmith.run.spread.settings import Settings, check_spread, settings_of
+from weightsmith.run.spread.settings import CELL_THREADS, Settings, check_spread, settings_of
 from weightsmith.run.spread.told import kept_failure, to_redo
 from weightsmith.run.spread.work import Failure, Measure, check_folder
 
 __all__ = [
+    "CELL_THREADS",
     "Failure",
     "Measure",
     "Settings",

@@ -47,7 +47,7 @@ class Pool:
     told: str
 
 
-class Futures(ParallelBackendBase):  # type: ignore[misc]  # joblib has no types
+class Futures(ParallelBackendBase):
     """A joblib backend over futures.
 
     Args:

@@ -16,6 +16,8 @@ _log = logging.getLogger(__name__)
 
 ADDRESSES = {"ray": "RAY_ADDRESS", "dask": "DASK_SCHEDULER_ADDRESS"}
 """Backend → the environment variable that names its cluster."""
+CELL_THREADS = "cell_threads"
+"""What `env.json` calls the threads of a cell."""
 _PACKAGES = {"ray": "ray", "dask": "distributed"}
 
 
@@ -85,7 +87,7 @@ def _threads(options: SpreadOptions, folder: RunFolder, jobs: int | None) -> int
     import torch
 
     assert isinstance(options, FolderOptions)
-    before = folder.env().get("threads") if any((folder.path / "cells").glob("*.json")) else None
+    before = folder.env().get(CELL_THREADS)
     before = before if isinstance(before, int) and before > 0 else None
     if options.threads is not None:
         if before not in (None, options.threads):
