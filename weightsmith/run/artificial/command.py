@@ -17,6 +17,7 @@ from weightsmith.run.job import check_device
 from weightsmith.run.options.artificial import ArtificialOptions
 from weightsmith.run.outcome import Outcome
 from weightsmith.run.session import Kin, at_least, distinct, flag, session
+from weightsmith.run.spread import check_spread
 
 STAGES = ("data", "base", "finetune", "sweep")
 _LEFT: dict[str, tuple[str, ...]] = {
@@ -100,6 +101,7 @@ def of_existing(options: ArtificialOptions) -> ArtificialOptions:
 def check_options(options: ArtificialOptions) -> None:
     """Everything that can be known to be wrong before any work is done."""
     tasks(options.preset)
+    check_spread(options)
     for name, known in (("operations", OPERATIONS), ("modes", MODES)):
         values = getattr(options, name)
         distinct(name, values, " ".join(known[:2]))

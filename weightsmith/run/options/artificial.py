@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from typing import Literal
 
 from weightsmith.run.options.folder import TrackedOptions
+from weightsmith.run.options.spread import SpreadOptions
 
 
 @dataclass(frozen=True, kw_only=True)
-class ArtificialOptions(TrackedOptions):
+class ArtificialOptions(TrackedOptions, SpreadOptions):
     """Task arithmetic on artificial data: two tables, a base, a fine-tuned network, a sweep; or the sweep of your own pair."""
 
     stage: Literal["data", "base", "finetune", "sweep", "full"] = "full"

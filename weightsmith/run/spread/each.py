@@ -36,6 +36,7 @@ class Sweep:
         make: makes the same in another process, once for all cells; small and picklable.
         costs: of the cells, in any unit [all the same].
         called: what one of them is called.
+        short: whether a cell takes so little that the log need not name it.
     """
 
     cells: Sequence[Any]
@@ -44,6 +45,12 @@ class Sweep:
     make: Callable[[], Measure]
     costs: Sequence[float] = ()
     called: str = "cell"
+    short: bool = False
+
+    @property
+    def level(self) -> int:
+        """Of what the log says of each cell."""
+        return logging.DEBUG if self.short else logging.INFO
 
     def cost(self, number: int) -> float:
         return self.costs[number] if self.costs else 1.0
@@ -65,7 +72,7 @@ def each(sweep: Sweep, settings: Settings) -> Iterator[tuple[int, Any]]:
 def _here(sweep: Sweep, threads: int) -> Iterator[tuple[int, Any]]:
     spent = _Spent(sweep)
     for number, (cell, title) in enumerate(zip(sweep.cells, sweep.titles, strict=True)):
-        _log.info("%s %d of %d: %s%s", sweep.called, number + 1, len(sweep.cells), title, spent.left())
+        _log.log(sweep.level, "%s %d of %d: %s%s", sweep.called, number + 1, len(sweep.cells), title, spent.left())
         with limited(threads):
             found = attempted(sweep.measure, cell)
         _warn(title, found)
@@ -86,7 +93,7 @@ def _spread(sweep: Sweep, settings: Settings) -> Iterator[tuple[int, Any]]:
             _warn(title, answer.found)
             yield number, answer.found  # kept before anything is told of it
             spent.add(number)
-            _log.info("%s %d of %d is done: %s%s", sweep.called, done, count, title, spent.left())
+            _log.log(sweep.level, "%s %d of %d is done: %s%s", sweep.called, done, count, title, spent.left())
             advance(1, title)
 
 
