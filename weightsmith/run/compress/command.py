@@ -65,7 +65,7 @@ def compress(options: CompressOptions) -> Outcome:
             spread = settings_of(options, folder)
             folder.write_env(**{CELL_THREADS: spread.threads})
             failed = Workshop(options, folder, base).make(reached, spread)
-            redo = to_redo("compress", folder, failed, len(reached), "log.txt", "models")
+            redo = to_redo("compress", folder, failed, len(reached), "log.txt", "models", "makes")
             notes += redo
             if options.study:
                 study(options, folder, base)

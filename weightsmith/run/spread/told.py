@@ -23,7 +23,13 @@ def kept_failure(place: Path, failure: Failure | None) -> None:
 
 
 def to_redo(
-    command: str, folder: RunFolder, failed: Sequence[tuple[str, str]], total: int, table: str, called: str
+    command: str,
+    folder: RunFolder,
+    failed: Sequence[tuple[str, str]],
+    total: int,
+    table: str,
+    called: str,
+    does: str = "measures",
 ) -> list[str]:
     """Sentences: why cells failed, the first of them, and how they are measured again; none where none failed.
 
@@ -36,4 +42,4 @@ def to_redo(
     where = f" ({table} says why)" if len(failed) > _SHOWN else ""
     again = f"weightsmith {command} --runs-dir {folder.path.parent} --run-name {folder.path.name} --resume"
     them = "them" if len(failed) > 1 else "it"
-    return [*told, f"{len(failed)} of {total} {called} failed{where}: `{again}` measures {them} again"]
+    return [*told, f"{len(failed)} of {total} {called} failed{where}: `{again}` {does} {them} again"]
