@@ -176,11 +176,14 @@ def test_a_cluster_that_is_not_there(tmp_path: Path, backend: str, package: str,
     assert time.monotonic() - started < 15
 
 
-def test_a_server_that_is_no_dask_scheduler(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("distributed")
-    monkeypatch.setattr(clusters, "PATIENCE", 2.0)
-    with silent_server() as port, pytest.raises(WeightsmithError, match="cannot be used as a Dask cluster"):
-        found(tmp_path, Settings("dask", None, 1, f"127.0.0.1:{port}", f"--address 127.0.0.1:{port}"), *MANY)
+@pytest.mark.parametrize(("backend", "package"), [("ray", "ray"), ("dask", "distributed")])
+def test_a_server_that_is_no_cluster(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, backend: str, package: str
+) -> None:
+    pytest.importorskip(package)
+    monkeypatch.setattr(clusters, "_ANSWERING", 3.0)
+    with silent_server() as port, pytest.raises(WeightsmithError, match="what listens there is no"):
+        found(tmp_path, Settings(backend, None, 1, f"127.0.0.1:{port}", f"--address 127.0.0.1:{port}"), *MANY)
 
 
 @contextmanager

@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import socket
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +32,12 @@ PATIENCE = 10.0
 """Seconds in which a cluster must answer."""
 _STARTING = 60.0
 """Seconds in which its first worker must have imported weightsmith."""
+_ANSWERING = 40.0
+"""Seconds in which a process must have found a cluster at an address."""
+_FINDS = {
+    "ray": "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False)",
+    "dask": "import sys; from distributed import Client; Client(sys.argv[1], timeout='10s').close()",
+}
 _TRIES = 2
 """Times that a cell is given to another worker when its own is lost."""
 
@@ -178,7 +186,7 @@ def _dask(settings: Settings, cells: int) -> Iterator[Pool]:
                 threads_per_worker=1,
                 processes=True,
                 host="127.0.0.1",
-                dashboard_address=None,
+                dashboard_address="127.0.0.1:0",
                 memory_limit=None,
                 silence_logs=logging.CRITICAL,
             )
@@ -252,4 +260,17 @@ def _check_answers(settings: Settings, called: str, starts: str) -> None:
         raise WeightsmithError(
             f"{settings.named}: no {called} cluster answers there ({cause_of(error)}): check the address, or start one with "
             f"{starts}"
+        ) from error
+    # Another server may listen, for which both libraries wait without end: in a process of its own that can be ended.
+    try:
+        subprocess.run(  # noqa: S603  (this Python)
+            [sys.executable, "-c", _FINDS[settings.backend], address],
+            capture_output=True,
+            check=False,
+            timeout=_ANSWERING,
+        )
+    except subprocess.TimeoutExpired as error:
+        raise WeightsmithError(
+            f"{settings.named}: what listens there is no {called} cluster, or does not answer in {_ANSWERING:g} s: check the "
+            f"address, or start one with {starts}"
         ) from error
