@@ -52,6 +52,18 @@ def dask_address() -> Iterator[str]:
             cluster.close()
 
 
+@pytest.fixture
+def on_ray(ray_address: str) -> list[str]:
+    """Flags of the Ray cluster, whose workers have imported everything once."""
+    return ["--backend", "ray", "--address", ray_address]
+
+
+@pytest.fixture
+def on_dask(dask_address: str) -> list[str]:
+    """Flags of the Dask cluster."""
+    return ["--backend", "dask", "--address", dask_address]
+
+
 @pytest.fixture(params=["processes", "ray", "dask"])
 def flags(request: pytest.FixtureRequest) -> list[str]:
     """Flags of each backend in turn, with two workers."""

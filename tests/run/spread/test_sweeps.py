@@ -95,9 +95,10 @@ def test_a_comparison_is_the_same_to_the_last_bit(
 
 @pytest.mark.parametrize(("way", "name"), [("lora", "lora_native_ablation.csv"), ("replay", "replay_ablation.csv")])
 def test_an_ablation_is_the_same_to_the_last_bit(
-    weightsmith, talker: Path, alone: Path, tmp_path: Path, way: str, name: str
+    weightsmith, talker: Path, alone: Path, tmp_path: Path, request: pytest.FixtureRequest, way: str, name: str
 ) -> None:
-    outcome = weightsmith(*ablation(talker, tmp_path, way, "--jobs", 2))
+    flags = request.getfixturevalue("on_ray" if way == "lora" else "on_dask")
+    outcome = weightsmith(*ablation(talker, tmp_path, way, *flags))
     assert outcome.status == 0, outcome.err
     assert table(tmp_path / way / name) == table(alone / way / name)
     assert cells(tmp_path / way) == cells(alone / way)
@@ -119,9 +120,11 @@ def smaller(run: Path, *more: object) -> list[object]:
     return ["compress", *wanted, *goals, "--runs-dir", run.parent, "--run-name", run.name, *more]
 
 
-def test_models_made_smaller_are_the_same_to_the_last_bit(weightsmith, baseline: Path, tmp_path: Path) -> None:
+def test_models_made_smaller_are_the_same_to_the_last_bit(
+    weightsmith, baseline: Path, on_ray: list[str], tmp_path: Path
+) -> None:
     other = Path(shutil.copytree(baseline, tmp_path / "two"))
-    for run, how in ((baseline, ["--threads", 1]), (other, ["--jobs", 2])):
+    for run, how in ((baseline, ["--threads", 1]), (other, on_ray)):
         outcome = weightsmith(*smaller(run, *how))
         assert outcome.status == 0, outcome.err
     made = sorted(path.relative_to(baseline) for path in baseline.rglob("*.safetensors"))
@@ -156,10 +159,12 @@ def test_a_model_that_cannot_be_made_does_not_end_the_others(
     assert "2 of 3 smaller models are there already" in outcome.err
 
 
-def test_coefficients_are_the_same_to_the_last_bit(weightsmith, finished: Path, tmp_path: Path) -> None:
+def test_coefficients_are_the_same_to_the_last_bit(
+    weightsmith, finished: Path, on_dask: list[str], tmp_path: Path
+) -> None:
     given = ["--pretrained", finished / "model", "--finetuned", finished / "edited", "--data-path", "digits"]
     given += ["--modes", "anchored", "--operations", "subtract", "add", "--coefficients", 0, 0.5, 1, "--device", "cpu"]
-    for name, how in (("one", ["--threads", 1]), ("two", ["--jobs", 2])):
+    for name, how in (("one", ["--threads", 1]), ("two", on_dask)):
         outcome = weightsmith("artificial", *given, "--runs-dir", tmp_path, "--run-name", name, *how)
         assert outcome.status == 0, outcome.err
     assert (tmp_path / "one" / "sweep.csv").read_bytes() == (tmp_path / "two" / "sweep.csv").read_bytes()
@@ -234,18 +239,20 @@ def alive(pid: int) -> bool:
 # --- cells that fail ------------------------------------------------------------------------------------------------
 
 
-def test_a_failed_cell_is_told_with_what_measures_it_again(weightsmith, talker: Path, tmp_path: Path) -> None:
+def test_a_failed_cell_is_told_with_what_measures_it_again(
+    weightsmith, talker: Path, on_dask: list[str], tmp_path: Path
+) -> None:
     (tmp_path / "wide.yaml").write_text(yaml.safe_dump({"method": "rome", "layers": [0, 1]}))
     given = comparison(talker, tmp_path, "--methods", "rome", "finetune", "--batch-sizes", 2, "--seeds", 0, 1)
     files = ["--hparams", tmp_path / "wide.yaml", talker / "finetune.yaml"]
-    outcome = weightsmith(*given, *files, "--jobs", 2)
+    outcome = weightsmith(*given, *files, *on_dask)
     assert outcome.status == 3, outcome.err
     assert "rome, 2 edits, seed 0 failed: ROME edits one layer" in outcome.out
     again = f"weightsmith compare --runs-dir {tmp_path} --run-name c --resume"
     assert f"2 of 4 cells failed: `{again}` measures them again" in outcome.out
     rows = list(csv.DictReader((tmp_path / "c" / "baseline_comparison.csv").open()))
     assert [bool(row["error"]) for row in rows] == [True, True, False, False]
-    outcome = weightsmith(*again.split()[1:])
+    outcome = weightsmith(*again.split()[1:], "--backend", "processes")
     assert outcome.status == 3, outcome.err
     assert "2 of 4 cells are measured already" in outcome.err
 
