@@ -20,6 +20,7 @@ import yaml
 from tests.run.conftest import TINY, assert_refused
 from weightsmith import cli
 from weightsmith.errors import WeightsmithError
+from weightsmith.files import read_csv
 from weightsmith.run.compress.goals import Goal
 
 TIMES = ("seconds", "cpu_seconds", "search_seconds")
@@ -250,7 +251,7 @@ def test_a_failed_cell_is_told_with_what_measures_it_again(
     assert "rome, 2 edits, seed 0 failed: ROME edits one layer" in outcome.out
     again = f"weightsmith compare --runs-dir {tmp_path} --run-name c --resume"
     assert f"2 of 4 cells failed: `{again}` measures them again" in outcome.out
-    rows = list(csv.DictReader((tmp_path / "c" / "baseline_comparison.csv").open()))
+    rows = read_csv(tmp_path / "c" / "baseline_comparison.csv")
     assert [bool(row["error"]) for row in rows] == [True, True, False, False]
     outcome = weightsmith(*again.split()[1:], "--backend", "processes")
     assert outcome.status == 3, outcome.err
