@@ -23,7 +23,7 @@ from weightsmith.run.spread.work import Answer, Failure, Measure, Task, answered
 _log = logging.getLogger(__name__)
 
 _SURE = 3
-"""Cells after which it is told how long the rest takes: the first have what others share."""
+"""Cells after which it is told how long the rest takes."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -156,20 +156,24 @@ def _warn(title: str, found: Any) -> None:
 
 
 class _Spent:
-    """How long the finished cells took together, by which the rest is estimated."""
+    """How long the cells behind the first took, by which the rest is estimated: the first has what others share."""
 
     def __init__(self, sweep: Sweep) -> None:
         self._costs = [sweep.cost(number) for number in range(len(sweep.cells))]
-        self._started, self._done, self._paid = time.monotonic(), 0, 0.0
+        self._rest = sum(self._costs)
+        self._started, self._done, self._paid = 0.0, 0, 0.0
 
     def add(self, number: int) -> None:
         self._done += 1
-        self._paid += self._costs[number]
+        self._rest -= self._costs[number]
+        if self._done == 1:
+            self._started = time.monotonic()
+        else:
+            self._paid += self._costs[number]
 
     def left(self) -> str:
         """How long the rest takes, as the end of a sentence; "" while that is a mere guess."""
-        rest = sum(self._costs) - self._paid
-        if self._done < _SURE or rest <= 0:
+        if self._done < _SURE or self._rest <= 0:
             return ""
-        seconds = (time.monotonic() - self._started) / self._paid * rest
+        seconds = (time.monotonic() - self._started) / self._paid * self._rest
         return f", about {seconds / 60:.0f} min left"
