@@ -221,7 +221,7 @@ def test_a_cell_that_fails_does_not_end_the_comparison(weightsmith, talker: Path
     (tmp_path / "wide.yaml").write_text(yaml.safe_dump({"method": "rome", "layers": [0, 1]}))
     given = flags_of(talker, tmp_path, "--run-name", "c", "--methods", "rome", "finetune", "--batch-sizes", 2)
     outcome = weightsmith("compare", *given, "--hparams", tmp_path / "wide.yaml", talker / "finetune.yaml")
-    assert outcome.status == 0, outcome.err
+    assert outcome.status == 3, outcome.err
     assert "rome, 2 edits, seed 0 failed: ROME edits one layer" in outcome.out
     rows = rows_of(tmp_path / "c" / "baseline_comparison.csv")
     assert [bool(row["error"]) for row in rows] == [True, True, False, False]
