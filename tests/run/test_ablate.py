@@ -172,12 +172,12 @@ def test_what_cannot_be_edited_is_told(weightsmith, talker: Path, tmp_path: Path
     (tmp_path / "wide.yaml").write_text(yaml.safe_dump({"method": "rome", "layers": [0, 1]}))
     flags = ["--edit-method", "rome", "--hparams", tmp_path / "wide.yaml"]
     outcome = weightsmith("ablate", *LORA, *flags_of(talker, tmp_path, *flags))
-    assert outcome.status == 0, outcome.err
+    assert outcome.status == 3, outcome.err
     assert "raw, seed 0 failed: ROME edits one layer" in outcome.out
     rows = rows_of(tmp_path / "a" / "lora_native_ablation.csv")
     assert all("ROME edits one layer" in row["error"] and row["efficacy"] == "" for row in rows)
     outcome = weightsmith("ablate", *REPLAY, *flags_of(talker, tmp_path, *flags, "--run-name", "b"))
-    assert outcome.status == 0, outcome.err
+    assert outcome.status == 3, outcome.err
     rows = rows_of(tmp_path / "b" / "replay_ablation.csv")
     assert all("ROME edits one layer" in row["error"] and row["retention_all"] == "" for row in rows)
     assert not (tmp_path / "b" / "forgetting_curve.csv").exists()

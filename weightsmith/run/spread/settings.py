@@ -49,7 +49,10 @@ def check_spread(options: SpreadOptions) -> None:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise WeightsmithError(f"--{name} must be at least 1, not {value}: give 1 or more")
-    if options.backend == "processes" and options.address is not None:
+    goes_on = (
+        isinstance(options, FolderOptions) and options.resume
+    )  # then the address may be what the run was begun with
+    if options.backend == "processes" and options.address is not None and not goes_on:
         raise WeightsmithError(
             f"--address {options.address} is of a cluster: give --backend ray or --backend dask as well, or leave it out"
         )
