@@ -48,7 +48,7 @@ class Workshop:
         Models that are as fast as asked are made in this process, after the others: what else runs would be in their times.
 
         Raises:
-            WeightsmithError: one of other options is there, or none can be made.
+            WeightsmithError: one of other options is there, or none can be made, or with `overwrite` not all.
         """
         waiting = [goal for goal in goals if not self._is_there(goal)]
         if len(waiting) < len(goals):
@@ -70,7 +70,7 @@ class Workshop:
                     failed.append((name, made.why))
                 else:
                     self.folder.log_event("compress", "optimized", model=name, kl=made)
-        if failed and len(failed) == len(goals):
+        if failed and (len(failed) == len(goals) or self.options.overwrite):  # else what was there would be lost for less
             raise WeightsmithError(f"{failed[0][0]} cannot be made: {failed[0][1]}")
         broken = {name for name, _ in failed}
         if self.options.onnx:
