@@ -70,7 +70,8 @@ class Workshop:
                     failed.append((name, made.why))
                 else:
                     self.folder.log_event("compress", "optimized", model=name, kl=made)
-        if failed and (len(failed) == len(goals) or self.options.overwrite):  # else what was there would be lost for less
+        # With --overwrite what was there would be lost for less.
+        if failed and (len(failed) == len(goals) or self.options.overwrite):
             raise WeightsmithError(f"{failed[0][0]} cannot be made: {failed[0][1]}")
         broken = {name for name, _ in failed}
         if self.options.onnx:
