@@ -181,8 +181,9 @@ def _raised(c: Tensor, scale: float) -> Tensor:
     off by more than a millionth of the mean.
     """
     for raised in (1e-6, 1e-5, 1e-4, 1e-3, 1e-2):
-        factor, failed = torch.linalg.cholesky_ex(c.diagonal_scatter(c.diagonal() + raised * scale + _TINY))
+        found, failed = torch.linalg.cholesky_ex(c.diagonal_scatter(c.diagonal() + raised * scale + _TINY))
         if not bool(failed):
+            factor: Tensor = found
             return factor
     raise WeightsmithError(
         "the second moment of the preserved keys is not positive semi-definite: preserve more images or text, or load the "

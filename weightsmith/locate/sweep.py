@@ -170,7 +170,9 @@ class _Run:
         n, size = len(self.cases.names), max(1, self._budget() // (self.cases.samples * self._input_bytes(0)))
         if self.model.device.type == "cpu":
             # Fewer would not fill a batch of lanes, and small sweeps are over before they are shared.
-            full = math.ceil(_CPU_LANE_BYTES * self.model.n_layers / (self._input_bytes(0) * self.cases.samples))
+            # A lane is three of what a block keeps of an input, and three places or more are restored together.
+            lanes = 9 * self.cases.samples * self._input_bytes(0) / self.model.n_layers
+            full = math.ceil(_CPU_LANE_BYTES / lanes)
             size = min(size, max(math.ceil(n / _PIECES), full))
         for start in range(0, n, size):
             yield list(range(start, min(start + size, n)))
