@@ -39,6 +39,9 @@ _KEPT = 2
 _PATIENCE = timedelta(days=30)
 """How long a process waits for its next share: as long as the command may spend on what is not shared."""
 
+_FOUND_WITHIN = timedelta(minutes=10)
+"""How long a process waits for the others at the start."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -197,8 +200,8 @@ def _join() -> None:
     import torch.distributed as dist
 
     try:
-        state = PartialState(cpu=not torch.cuda.is_available(), timeout=_PATIENCE)
-        _team.group = dist.new_group(backend="gloo", timeout=_PATIENCE) if dist.get_backend() != "gloo" else None
+        state = PartialState(cpu=not torch.cuda.is_available(), timeout=_FOUND_WITHIN)
+        _team.group = dist.new_group(backend="gloo", timeout=_PATIENCE)
     except (RuntimeError, ValueError) as error:
         raise WeightsmithError(
             f"the processes do not find one another ({str(error).splitlines()[0]}): see that MASTER_ADDR and MASTER_PORT can "
