@@ -53,7 +53,7 @@ def test_every_cell_comes_back_and_what_fails_is_told(
 ) -> None:
     """One sweep, for workers take seconds to begin: values, failures, warnings, bits, and where it was all measured."""
     cells = [("fine", 3), ("refused", 1), ("defect", 5), ("warned", 7), *[("random", size) for size in (150, 250)]]
-    places = [("where", number) for number in range(6)]
+    places = [("both", number) for number in range(6)]
     with caplog.at_level(logging.INFO, "weightsmith"):
         here = found(tmp_path, HERE, *cells)
         list(map(Path.unlink, tmp_path.glob("made-*")))
