@@ -17,7 +17,7 @@ from weightsmith.merge import METHODS
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
-ROOMS = ("data", "edit", "evaluate", "locate", "measure", "merge", "models", "prune", "report", "stream")
+ROOMS = ("data", "edit", "evaluate", "locate", "measure", "merge", "models", "prune", "ranks", "report", "stream")
 
 
 def entries(nav: Any) -> Iterator[str]:

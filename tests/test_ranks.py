@@ -14,6 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+import weightsmith as ws
 from tests import team_work
 from weightsmith import ranks
 from weightsmith.data.images import ArrayStore
@@ -99,6 +100,10 @@ def test_a_command_writes_the_same_tables(team: Path, tmp_path: Path) -> None:
         assert (mine / file).read_bytes() == (theirs / file).read_bytes(), file.name
     assert [json.loads((run / "env.json").read_text())["processes"] for run in (mine, theirs)] == [1, 2]
     assert json.loads((mine / "summary.json").read_text()) == json.loads((theirs / "summary.json").read_text())
+
+
+def test_it_is_reached_from_the_package() -> None:
+    assert ws.ranks is ranks
 
 
 def test_without_torchrun_nothing_is_shared(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -35,7 +35,7 @@ _HOMES = {
     "predict": "weightsmith.measure",
     "record": "weightsmith.models",
 }
-_ROOMS = {"data", "edit", "evaluate", "locate", "measure", "models", "prune", "report"}
+_ROOMS = {"data", "edit", "evaluate", "locate", "measure", "models", "prune", "ranks", "report"}
 
 __all__ = [
     "Delta",
@@ -54,7 +54,7 @@ __all__ = [
 ]
 __all__ += ["Unit", "UnitScores", "WeightsmithError"]
 __all__ += ["data", "edit", "evaluate", "load", "locate", "measure", "misclassified", "models", "patch", "predict"]
-__all__ += ["prune", "record", "report", "views"]
+__all__ += ["prune", "ranks", "record", "report", "views"]
 
 
 def __getattr__(name: str) -> Any:

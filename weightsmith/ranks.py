@@ -27,6 +27,8 @@ from weightsmith.errors import WeightsmithError
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["dealt", "divided", "everywhere", "helping", "led", "started", "summed", "world"]
+
 T = TypeVar("T")
 W = TypeVar("W")
 
