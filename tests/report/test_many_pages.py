@@ -102,7 +102,7 @@ def test_an_evaluation_and_a_compression(counts: tuple[np.ndarray, np.ndarray], 
     assert "the 40 of 10,000 classes on which models differ most; class_accuracy.csv has all of them" in words
     assert "50 of 10,000 classes" in words
     assert "evaluation_metrics.json has the others." in words
-    assert '<th scope="row">class 5000</th>' in page
+    assert 'class="w">class 5000</th>' in page
 
 
 def test_the_classes_that_are_shown_are_those_on_which_models_differ() -> None:
