@@ -22,6 +22,7 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--data-path", default="digits")
     parser.add_argument("--held-out-from", default="auto", help="test, where the classifier's run held that part out")
     parser.add_argument("--time", type=float, default=0.5, help="share of the time that may stay")
+    parser.add_argument("--rounds", type=int, default=30, help="times that each model is timed")
     parser.add_argument("--runs-dir", default="runs")
     given = parser.parse_args(arguments)
     compress(
@@ -33,6 +34,7 @@ def main(arguments: list[str] | None = None) -> None:
             acdc_thresholds=(0.05,),
             latency_ratios=(given.time,),
             onnx=True,
+            rounds=given.rounds,
             run_name="too-slow",
             runs_dir=given.runs_dir,
             resume=True,

@@ -50,6 +50,27 @@ def test_new_scanner(tuned, tmp_path: Path) -> None:
     assert "efficacy" in report
 
 
+def test_too_slow(finished: Path, tmp_path: Path) -> None:
+    pytest.importorskip("onnxruntime", reason="the example writes ONNX files, and onnxruntime is not installed")
+    main_of("too_slow")(
+        [
+            "--checkpoint",
+            str(finished),
+            "--data-path",
+            "digits",
+            "--time",
+            "0.9",
+            "--rounds",
+            "6",
+            "--runs-dir",
+            str(tmp_path),
+        ]
+    )
+    made = tmp_path / "too-slow" / "optimized_models"
+    assert {path.name for path in made.iterdir()} == {"acdc_threshold_0.05", "latency_ratio_0.9"}
+    assert len(list(made.rglob("*.onnx"))) == 2
+
+
 def test_confused_classes(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     out = tmp_path / "edit.safetensors"
     main_of("confused_classes")(
