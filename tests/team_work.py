@@ -243,6 +243,7 @@ def commanded(folder: Path) -> None:
 def main() -> None:
     torch.set_num_threads(1)
     folder = Path(sys.argv[1])
+    SWEEP._CPU_LANE_BYTES = 1  # in every process, as in `worked`
     if ranks.helping():
         command(["locate"])  # whatever the command, this process has nothing to say to it
         raise AssertionError("a process that helps exits when all is done")

@@ -868,7 +868,7 @@ def test_a_model_trained_on_the_spot(weightsmith, tmp_path: Path, monkeypatch: p
     monkeypatch.setattr(inputs, "presets", lambda: presets)
     flags = ["--runs-dir", tmp_path, "--run-name", "auto", "--max-samples", 3, *BLUR, *LEAN, "--select", "all"]
     flags += ["--min-gap", 0]
-    assert weightsmith("locate", "patch", *flags, "--sites", "nonsense").status == 1
+    assert weightsmith("locate", "patch", *flags, "--sites", "resid.mid").status == 1
     assert (tmp_path / "auto" / "model" / "config.json").exists()  # kept, for it took its time
     assert not (tmp_path / "auto" / "config.yaml").exists()  # what was refused is nobody's default
     assert weightsmith("locate", "patch", *flags).status == 0
