@@ -209,11 +209,12 @@ def failing(folder: Path) -> dict[str, str]:
     with refused("diverged"):
         fit(vit(), images, noise_images(8), TrainOptions(epochs=3, batch_size=64, lr=1e20), folder / "diverged.pt")
     model = vit()
-    hooked = replace(model, module=model.module)
-    handle = next(m for m in hooked.module.modules() if isinstance(m, nn.Linear)).register_forward_hook(lambda *_: None)
-    alone = predict(hooked, images, 64).logits
+    alone = predict(model, images, 64).logits
+    linear = next(part for part in model.module.modules() if isinstance(part, nn.Linear))
+    handle = linear.register_forward_hook(lambda _, __, given: given + 1)
+    doubled = predict(model, images, 64).logits
     handle.remove()
-    said["hooked"] = str(bool((alone == predict(model, images, 64).logits).all()))
+    said["hooked"] = str(bool((alone != doubled).any(1).all()))  # in the part of every process
     with model_changed(model):
         changed = predict(model, images, 64).logits
     said["changed"] = str(bool((changed != alone).any()))

@@ -136,13 +136,13 @@ def everywhere(
         return [function(*share) for share in shares]
     assert len(shares) == _team.size
     try:
-        shared, bodies = _packed(function, shares[1:])
+        fresh, order, bodies = _packed(function, shares[1:])
     except (pickle.PicklingError, AttributeError, TypeError, NotImplementedError) as error:
         _log.warning("this cannot be shared with other processes (%s): one works alone", error)
         with _busy():
             return [mine() if mine is not None and not r else function(*share) for r, share in enumerate(shares)]
     with _connected():
-        _tell("call", shared)
+        _tell("call", fresh, order)
         for rank, body in enumerate(bodies, start=1):
             _send(body, rank)
     failed: Exception | None = None
@@ -220,7 +220,7 @@ def _dismiss() -> None:
 
     if not _team.broken:
         with _connected():
-            _tell("stop", {})
+            _tell("stop", {}, [])
     _team.size = 1
     dist.destroy_process_group()
 
@@ -249,18 +249,19 @@ def _help() -> None:
     dist.destroy_process_group()
 
 
-def _packed(function: Callable[..., Any], shares: Sequence[tuple[Any, ...]]) -> tuple[dict[str, Any], list[bytes]]:
-    """(key → what the shares hold that is sent once, what is sent to each process)."""
+def _packed(
+    function: Callable[..., Any], shares: Sequence[tuple[Any, ...]]
+) -> tuple[dict[str, bytes], list[str], list[bytes]]:
+    """(what is sent once and is not there yet, all that is kept then, what is sent to each process); nothing is sent here."""
     shared: dict[str, Any] = {}
     bodies = [_pickled((function, share), shared) for share in shares]
-    return shared, bodies
-
-
-def _tell(how: str, shared: dict[str, Any]) -> None:
-    """Say to all what comes next, with what they do not have yet of `shared`."""
     fresh = {key: _pickled(value, None) for key, value in shared.items() if key not in _team.known}
     older = [key for key in _team.known if key not in shared]
-    order = [*older, *shared][-max(_KEPT, len(shared)) :]
+    return fresh, [*older, *shared][-max(_KEPT, len(shared)) :], bodies
+
+
+def _tell(how: str, fresh: dict[str, bytes], order: list[str]) -> None:
+    """Say to all what comes next, and what they keep for it."""
     _team.known = dict.fromkeys(order)
     _broadcast(pickle.dumps((how, fresh, order)))
 

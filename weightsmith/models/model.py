@@ -24,6 +24,10 @@ _NAMES_ONLY = (
 """Entries of a config that no forward pass depends on."""
 
 
+_HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+"""What torch keeps the hooks of a module in."""
+
+
 class _Reached(Exception):  # noqa: N818  (no error: it ends a pass that has given what was wanted)
     """The first block was reached; what enters it is in `hidden`."""
 
@@ -165,8 +169,16 @@ class Model:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def shared_key(self) -> str:
-        """By which the processes of a job know the network (`weightsmith.ranks`)."""
-        return self.fingerprint()
+        """By which the processes of a job know the network (`weightsmith.ranks`).
+
+        Raises:
+            TypeError: it holds hooks, or a forward of its own, which no other process has.
+        """
+        for name, part in self.module.named_modules():
+            if any(getattr(part, kind) for kind in _HOOKS) or "forward" in vars(part):
+                raise TypeError(f"{name or 'the network'} has hooks")
+        config: Any = getattr(self.module, "config", None)
+        return f"{self.fingerprint()}:{getattr(config, '_attn_implementation', None)}:{self.module.training}"
 
     def sites(self) -> list[Site]:
         """Every site of the network, whole blocks and all tokens (heads are parts of theirs)."""
