@@ -47,3 +47,12 @@ def measure(place: Path, cell: tuple[str, int]) -> Any:
     if kind == "random":
         return torch.randn(number, number, generator=torch.Generator().manual_seed(number)).inverse().sum().item()
     return number**2
+
+
+def alive(pid: int) -> bool:
+    """Whether there is a process of that number."""
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return True

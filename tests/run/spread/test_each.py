@@ -114,17 +114,9 @@ def test_nobody_is_left_behind_when_one_stops_listening(tmp_path: Path) -> None:
     _, (worker, *_) = next(answers)
     answers.close()  # type: ignore[attr-defined]
     deadline = time.monotonic() + 10
-    while alive(worker):
+    while measures.alive(worker):
         assert time.monotonic() < deadline
         time.sleep(0.05)
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 def test_threads_are_put_back(tmp_path: Path) -> None:

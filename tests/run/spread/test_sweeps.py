@@ -18,6 +18,7 @@ import pytest
 import yaml
 
 from tests.run.conftest import TINY, assert_refused
+from tests.run.spread.measures import alive
 from weightsmith import cli
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import read_csv
@@ -227,14 +228,6 @@ def children(pid: int) -> list[int]:
     found = Path(f"/proc/{pid}/task")
     pids = [int(one) for path in found.glob("*/children") for one in path.read_text().split()]
     return [one for one in pids if b"popen_loky" in Path(f"/proc/{one}/cmdline").read_bytes()]
-
-
-def alive(pid: int) -> bool:
-    try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
-        return False
-    return True
 
 
 # --- cells that fail ------------------------------------------------------------------------------------------------
