@@ -213,6 +213,13 @@ def failing(folder: Path) -> dict[str, str]:
     linear = next(part for part in model.module.modules() if isinstance(part, nn.Linear))
     handle = linear.register_forward_hook(lambda _, __, given: given + 1)
     doubled = predict(model, images, 64).logits
+    one, other = vit(), vit()
+    options = TrainOptions(epochs=1, batch_size=64, lr=1e-3)
+    fit(one, images.subset(range(128)), images.subset(range(64)), options, folder / "one.pt")
+    other.module.register_forward_hook(lambda *_: None)
+    fit(other, images.subset(range(128)), images.subset(range(64)), options, folder / "other.pt")
+    apart = [(a - b).abs().max() for a, b in zip(one.module.parameters(), other.module.parameters(), strict=True)]
+    said["trained with a hook"] = str(bool(max(apart) < 1e-5))
     handle.remove()
     said["hooked"] = str(bool((alone != doubled).any(1).all()))  # in the part of every process
     with model_changed(model):

@@ -88,7 +88,7 @@ def test_what_one_of_them_meets_is_told_once_and_all_go_on(
     assert said == alone[1]
     assert said["train"] == "image 900 cannot be read: remove or replace it"
     assert "give a smaller --lr" in said["diverged"]
-    assert {said[name] for name in ("hooked", "changed", "and back")} == {"True"}
+    assert {said[name] for name in ("hooked", "trained with a hook", "changed", "and back")} == {"True"}
 
 
 def test_a_command_writes_the_same_tables(team: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -233,11 +233,12 @@ def _help() -> None:
         how, shared, order = pickle.loads(_broadcast(b""))  # noqa: S301  (from process 0 of this job)
         if how == "stop":
             break
-        known = _team.known | {key: _unpacked(content, {}) for key, content in shared.items()}
-        _team.known = {key: known[key] for key in order}
+        body = _received(0)
         answer: tuple[str, Any]
         try:
-            function, share = _unpacked(_received(0), _team.known)
+            known = _team.known | {key: _unpacked(content, {}) for key, content in shared.items()}
+            _team.known = {key: known[key] for key in order}
+            function, share = _unpacked(body, _team.known)
             answer = ("done", function(*share))
         except WeightsmithError as error:
             answer = ("failed", error)

@@ -126,6 +126,8 @@ _held: list[Training] = []
 
 
 def _take(training: Training, share: Share) -> int:
+    if not ranks.helping():  # it could not be sent, and this is the training itself
+        return os.getpid()
     training.share = share
     _held[:] = [training]
     torch.manual_seed(training.options.seed + share.rank)  # whatever is dropped is not the same in each part
