@@ -36,7 +36,17 @@ from weightsmith.locate.astra import AstraOptions, attribute
 from weightsmith.measure import Convergence, key_moment, misclassified, predict
 from weightsmith.models import Model, create_language, load, save
 from weightsmith.site import Site
-from weightsmith.train import DistillOptions, LanguageOptions, TrainOptions, distill, fit, fit_language, train_tokenizer
+from weightsmith.train import (
+    DistillOptions,
+    LanguageOptions,
+    TrainOptions,
+    distill,
+    fit,
+    fit_language,
+    loop,
+    train_tokenizer,
+)
+from weightsmith.train.loop import Training
 
 SWEEP = importlib.import_module("weightsmith.locate.sweep")  # the package has a function of that name
 
@@ -206,6 +216,8 @@ def failing(folder: Path) -> dict[str, str]:
     with refused("train"):
         options = TrainOptions(epochs=1, batch_size=960, lr=1e-3)
         fit(vit(), damaged, noise_images(8), options, folder / "failing.pt")
+    with refused("full disk"), unwritable():
+        fit(vit(), images, noise_images(8), TrainOptions(epochs=2, batch_size=64, lr=1e-3), folder / "full.pt")
     with refused("diverged"):
         fit(vit(), images, noise_images(8), TrainOptions(epochs=3, batch_size=64, lr=1e20), folder / "diverged.pt")
     model = vit()
@@ -227,6 +239,20 @@ def failing(folder: Path) -> dict[str, str]:
     said["changed"] = str(bool((changed != alone).any()))
     said["and back"] = str(bool((alone == predict(model, images, 64).logits).all()))
     return said
+
+
+@contextmanager
+def unwritable() -> Iterator[None]:
+    """No checkpoint can be written, and one is due behind every step."""
+
+    def full(_: Training) -> None:
+        raise WeightsmithError("the disk is full: free some space")
+
+    before, save_of, loop._SAVE_SECONDS, Training._save = loop._SAVE_SECONDS, Training._save, -1.0, full
+    try:
+        yield
+    finally:
+        loop._SAVE_SECONDS, Training._save = before, save_of
 
 
 @contextmanager

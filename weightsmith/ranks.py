@@ -15,6 +15,7 @@ import io
 import logging
 import os
 import pickle
+import signal
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -226,28 +227,39 @@ def _dismiss() -> None:
 
 
 def _help() -> None:
-    """Do shares until told to stop."""
-    logging.disable(logging.WARNING)  # process 0 speaks for all
-    _team.busy = True
-    while True:
-        how, shared, order = pickle.loads(_broadcast(b""))  # noqa: S301  (from process 0 of this job)
-        if how == "stop":
-            break
-        body = _received(0)
-        answer: tuple[str, Any]
-        try:
-            known = _team.known | {key: _unpacked(content, {}) for key, content in shared.items()}
-            _team.known = {key: known[key] for key in order}
-            function, share = _unpacked(body, _team.known)
-            answer = ("done", function(*share))
-        except WeightsmithError as error:
-            answer = ("failed", error)
-        except Exception:  # a defect: process 0 tells it
-            answer = ("failed", traceback.format_exc())
-        _send(_pickled(answer, {}), 0)
+    """Do shares until told to stop, or until process 0 is gone, which says why itself."""
     import torch.distributed as dist
 
+    logging.disable(logging.WARNING)  # process 0 speaks for all
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # as it does of Ctrl-C
+    _team.busy = True
+    while True:
+        try:
+            how, shared, order = pickle.loads(_broadcast(b""))  # noqa: S301  (from process 0 of this job)
+            if how == "stop":
+                break
+            body = _received(0)
+        except RuntimeError as error:
+            raise SystemExit(1) from error
+        answer = _answered(body, shared, order)
+        try:
+            _send(_pickled(answer, {}), 0)
+        except RuntimeError as error:
+            raise SystemExit(1) from error
     dist.destroy_process_group()
+
+
+def _answered(body: bytes, shared: dict[str, bytes], order: list[str]) -> tuple[str, Any]:
+    """("done", what a share came to), or ("failed", why)."""
+    try:
+        known = _team.known | {key: _unpacked(content, {}) for key, content in shared.items()}
+        _team.known = {key: known[key] for key in order}
+        function, share = _unpacked(body, _team.known)
+        return "done", function(*share)
+    except WeightsmithError as error:
+        return "failed", error
+    except Exception:  # a defect: process 0 tells it
+        return "failed", traceback.format_exc()
 
 
 def _packed(

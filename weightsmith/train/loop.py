@@ -103,6 +103,7 @@ class Training(ABC):
         self.device = model.device
         self.match = {**data, "initial_weights": weights_hash(model), "options": asdict(options)}
         self.share = Share()
+        self.met: Exception | None = None  # behind the last step; told to the other parts in the next one
         self._prepare()
         self.state = _State()
         self.best_weights: dict[str, Tensor] = {}
@@ -202,12 +203,14 @@ class Training(ABC):
         for step in range(first, self.steps[epoch]):
             self._step(epoch, step)
             self.state.step = step + 1
-            after()
+            _, self.met = self.share.tried(after)
         self.model.module.eval()
+        if self.met is not None:
+            raise self.met
 
     def _step(self, epoch: int, step: int) -> None:
         batch, failed = self.share.tried(lambda: self._autocast(epoch, step))
-        loss, hits, seen = self.share.totals(batch, failed)
+        loss, hits, seen = self.share.totals(batch, failed or self.met)
         if not math.isfinite(loss):
             raise WeightsmithError(
                 f"the training loss became {loss / max(seen, 1)} in epoch {self.state.epoch + 1}: "
