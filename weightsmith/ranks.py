@@ -342,8 +342,7 @@ def _connected() -> Iterator[None]:
     except RuntimeError as error:  # what torch.distributed raises
         _team.broken = True
         raise WeightsmithError(
-            f"another process of this job is gone ({str(error).splitlines()[0]}): what it wrote stands above; start all of "
-            "them again with --resume to go on"
+            "another process of this job is gone: what it wrote stands above; start all of them again with --resume to go on"
         ) from error
 
 

@@ -44,7 +44,7 @@ from weightsmith.models import Model
 from weightsmith.progress import progress
 
 _FORMAT = "weightsmith-attribution-1"
-_FRESH = 16
+FRESH = 16
 """Masks an image on which the surrogate is tested and not fitted."""
 _TOLERANCE, _ITERATIONS = 1e-8, 20_000
 """Of the Lasso: a duality gap of sklearn's default 1e-4 leaves three digits, fewer than the forward pass has."""
@@ -198,9 +198,9 @@ def attribute(
     targets = checked_classes(model, images, targets, "targets")
     if len(names) != len(images):
         raise WeightsmithError(f"{len(images)} images were given {len(names)} names: give one an image")
-    count = options.masks + _FRESH
+    count = options.masks + FRESH
     group = max(1, options.batch // count)
-    fits: list[_Surrogate] = []
+    fits: list[Surrogate] = []
 
     def share(first: int) -> tuple[Any, ...]:
         place = slice(first, first + group)
@@ -215,7 +215,7 @@ def attribute(
     info = {
         "model": model.name,
         "options": asdict(options),
-        "fresh_masks": _FRESH,
+        "fresh_masks": FRESH,
         "forwards": count * len(images),
         "unconverged": [name for name, fit in zip(names, fits, strict=True) if not fit.converged],
     }
@@ -234,19 +234,19 @@ def attribute(
 @torch.no_grad()
 def _fitted(
     model: Model, options: AstraOptions, first: int, images: Tensor, targets: Tensor, names: Sequence[str]
-) -> list[_Surrogate]:
+) -> list[Surrogate]:
     """One stand-in an image, of images that are the `first`-th and later ones of all."""
-    grid, count = PatchGrid.of(model), options.masks + _FRESH
+    grid, count = PatchGrid.of(model), options.masks + FRESH
     keep = torch.stack([_draw(options, grid.patches, count, first + place) for place in range(len(images))])
     inputs = model.preprocess(images, model.device)
     logits = _masked_logits(model, grid, inputs, keep, targets, options.batch)
-    found: list[_Surrogate] = []
+    found: list[Surrogate] = []
     for name, shown, values in zip(names, keep.numpy(), logits.numpy(), strict=True):
         if not np.isfinite(values).all():
             raise WeightsmithError(
                 f"the logits of {name} are not finite under some mask: the model overflows, load it in float32"
             )
-        found.append(_surrogate(shown, values, options))
+        found.append(surrogate(shown, values, options))
     return found
 
 
@@ -289,7 +289,7 @@ class PatchGrid:
 
 
 @dataclass(frozen=True, eq=False)
-class _Surrogate:
+class Surrogate:
     """The linear stand-in of one image: weights (patches,), R² on its own and on fresh masks."""
 
     weights: np.ndarray
@@ -298,19 +298,19 @@ class _Surrogate:
     converged: bool
 
 
-def _surrogate(shown: np.ndarray, values: np.ndarray, options: AstraOptions) -> _Surrogate:
+def surrogate(shown: np.ndarray, values: np.ndarray, options: AstraOptions) -> Surrogate:
     """Fit the first `options.masks` of the masks `shown` (masks, patches) to logits (masks,), test on the others."""
     scaler = StandardScaler().fit(shown[: options.masks].astype(np.float64))
     masks = scaler.transform(shown.astype(np.float64))
     own, fresh = slice(None, options.masks), slice(options.masks, None)
     if np.ptp(values[own]) == 0:  # the Lasso's stopping rule is relative to the variance and would never be met
-        return _Surrogate(np.zeros(shown.shape[1]), math.nan, _r_squared(values[fresh], values[own][:1]), True)
+        return Surrogate(np.zeros(shown.shape[1]), math.nan, _r_squared(values[fresh], values[own][:1]), True)
     lasso = Lasso(alpha=options.alpha, tol=_TOLERANCE, max_iter=_ITERATIONS)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)  # `converged` tells of it
         lasso.fit(masks[own], values[own])
     guess = lasso.predict(masks)
-    return _Surrogate(
+    return Surrogate(
         weights=lasso.coef_ + 0.0,  # no -0.0
         fit=_r_squared(values[own], guess[own]),
         fresh=_r_squared(values[fresh], guess[fresh]),

@@ -27,6 +27,11 @@ _JUDGED, _MOST_VIEWS = 1024, 4
 _BATCH = 64
 
 
+def views_of(judging: int) -> int:
+    """Random views that each of so many judging images has beside itself, so that attempts are judged on enough."""
+    return max(0, min(_MOST_VIEWS, -(-_JUDGED // judging) - 1)) if judging else 0
+
+
 @dataclass(eq=False)
 class Ground:
     """One model and its calibration images, and what attempts at a smaller one cost and say.
@@ -85,7 +90,7 @@ class Ground:
             count = max(2, round(JUDGING * len(images)))
             judging, fitting = (images.subset(np.sort(part)) for part in (order[:count], order[count:]))
         judging.check_open()
-        views = max(0, min(_MOST_VIEWS, -(-_JUDGED // len(judging)) - 1)) if len(judging) else 0
+        views = views_of(len(judging))
         clean = _log_probabilities(model, judging, views)
         if not bool(clean.isfinite().all()):
             raise WeightsmithError(

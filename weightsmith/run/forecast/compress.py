@@ -13,7 +13,7 @@ from weightsmith.files import user_path
 from weightsmith.models import Model, load
 from weightsmith.prune import shape_of
 from weightsmith.prune.refit import images_that_fit
-from weightsmith.prune.search.ground import _JUDGED, _MOST_VIEWS
+from weightsmith.prune.search.ground import views_of
 from weightsmith.prune.search.within import ROUNDS
 from weightsmith.run.compress.baseline import baseline_place, resolved, trains
 from weightsmith.run.compress.command import kin_of, of_existing
@@ -97,7 +97,7 @@ def _goal(options: CompressOptions, goal: Goal, model: Model, pace: Pace, split:
     """One smaller model: statistics, scores of its units, trials, fitted maps, and the recovery."""
     images, judging = len(goal.images(options, split)), len(goal.judging(options, split))
     there = (folder.path / OPTIMIZED / goal.name / "config.json").is_file() and not options.overwrite
-    views = max(0, min(_MOST_VIEWS, -(-_JUDGED // max(judging, 1)) - 1))
+    views = views_of(judging)
     # A model of a share of the multiplications costs that share; on the way there it is between the whole and that. A search
     # by halves looks at half of what is there first.
     share = (1 + goal.value) / 2 if goal.method == "eap" else _HALVED

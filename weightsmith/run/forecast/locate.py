@@ -13,7 +13,7 @@ from weightsmith.data.images import ImageSet
 from weightsmith.data.sources import open_data
 from weightsmith.files import user_path
 from weightsmith.locate import Cases, PromptCases, grids
-from weightsmith.locate.astra import _FRESH, AstraOptions, PatchGrid, _surrogate
+from weightsmith.locate.astra import FRESH, AstraOptions, PatchGrid, surrogate
 from weightsmith.locate.cases import select
 from weightsmith.locate.forecast import sweep_cost
 from weightsmith.locate.steering import Steering, steered
@@ -198,7 +198,7 @@ def _astra(options: PatchAttributionOptions, model: Model, pace: Pace) -> list[S
     part = _images(options, model)
     count = min(options.max_samples, len(part))
     right = min(max(options.max_samples, 64), len(part))
-    masks = passes(pace, "masks", f"{options.masks} masks of {count} images", count * (options.masks + _FRESH))
+    masks = passes(pace, "masks", f"{options.masks} masks of {count} images", count * (options.masks + FRESH))
     # Vectors take three passes; then a pass is restarted behind each layer with each strength, (L - 1)/2 blocks of it.
     share = len(options.strengths) * (model.n_layers - 1) / 2
     steering = passes(
@@ -224,9 +224,9 @@ def _regression(options: PatchAttributionOptions, model: Model) -> float:
     random = np.random.default_rng(0)
     found = []
     for _ in range(3):
-        shown = random.random((options.masks + _FRESH, PatchGrid.of(model).patches)) < options.keep
+        shown = random.random((options.masks + FRESH, PatchGrid.of(model).patches)) < options.keep
         started = time.perf_counter()
-        _surrogate(shown, shown @ random.normal(size=shown.shape[1]) + random.normal(size=len(shown)), given)
+        surrogate(shown, shown @ random.normal(size=shown.shape[1]) + random.normal(size=len(shown)), given)
         found.append(time.perf_counter() - started)
     return min(found)
 
