@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from weightsmith import mapped
 from weightsmith.adapters import Adapter, read_adapter, transposed_weights, write_adapter
 from weightsmith.errors import WeightsmithError, WrongWeightsError, perhaps
 from weightsmith.factors import Change, Dense, LowRank, factored, joined
@@ -59,11 +60,38 @@ def _weights(module: nn.Module) -> dict[str, Tensor]:
 
 def weights_hash(model: nn.Module | HasModule) -> str:
     """SHA-256 over names, dtypes, shapes and bytes of every parameter and buffer that a checkpoint holds."""
+    module = network(model)
+    weights = sorted(module.state_dict().items())
+    in_file = mapped.stays(module)
+    if in_file and (known := _IN_FILE.get(module)) is not None and known.holds(weights):
+        return known.hash
     digest = hashlib.sha256()
-    for name, tensor in sorted(network(model).state_dict().items()):
+    for name, tensor in weights:
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
         digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        if in_file:
+            mapped.release([tensor])
+    if in_file and all(mapped.unchanged(tensor) for _, tensor in weights):
+        _IN_FILE[module] = _InFile(digest.hexdigest(), _addresses(weights))
     return digest.hexdigest()
+
+
+@dataclass(frozen=True)
+class _InFile:
+    """The hash of weights that stay in their file, read once; it is theirs as long as none was written to or replaced."""
+
+    hash: str
+    addresses: tuple[int, ...]
+
+    def holds(self, weights: Sequence[tuple[str, Tensor]]) -> bool:
+        return self.addresses == _addresses(weights) and all(mapped.unchanged(tensor) for _, tensor in weights)
+
+
+_IN_FILE: WeakKeyDictionary[nn.Module, _InFile] = WeakKeyDictionary()
+
+
+def _addresses(weights: Sequence[tuple[str, Tensor]]) -> tuple[int, ...]:
+    return tuple(tensor.data_ptr() for _, tensor in weights)
 
 
 @dataclass(frozen=True, eq=False)
@@ -150,7 +178,8 @@ class Delta:
             self.check(module)
         worn = _WORN.setdefault(module, _Worn())
         for name, parameter in self._parameters(module).items():
-            worn.originals.setdefault(name, parameter.detach().clone())
+            if name not in worn.originals:
+                worn.originals[name] = _original(module, parameter)
         worn.deltas.append(self)
         try:
             self._write(self._parameters(module))
@@ -304,10 +333,13 @@ def stepped(weight: Tensor, step: Tensor) -> Tensor:
 
 @dataclass
 class _Worn:
-    """The deltas on a network now, in the order in which they came, and the original of every weight they change."""
+    """The deltas on a network now, in the order in which they came, and the original of every weight they change.
+
+    An original of None is in the weights' file.
+    """
 
     deltas: list[Delta] = field(default_factory=list)
-    originals: dict[str, Tensor] = field(default_factory=dict)
+    originals: dict[str, Tensor | None] = field(default_factory=dict)
 
 
 _WORN: WeakKeyDictionary[nn.Module, _Worn] = WeakKeyDictionary()
@@ -344,7 +376,18 @@ def lifted(model: nn.Module | HasModule) -> Iterator[None]:
         _copy_into(parameters, worn)
 
 
+def _original(module: nn.Module, parameter: Tensor) -> Tensor | None:
+    """What to restore a weight from: a copy, or None where that is its file."""
+    if mapped.stays(module) and mapped.in_files([parameter]) and mapped.unchanged(parameter):
+        return None
+    return parameter.detach().clone()
+
+
 @torch.no_grad()
-def _copy_into(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor]) -> None:
+def _copy_into(parameters: Mapping[str, Tensor], values: Mapping[str, Tensor | None]) -> None:
     for name, parameter in parameters.items():
-        parameter.copy_(values[name])
+        value = values[name]
+        if value is None:
+            mapped.forget(parameter)
+        else:
+            parameter.copy_(value)

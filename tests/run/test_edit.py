@@ -15,7 +15,7 @@ import yaml
 
 import weightsmith as ws
 from tests.run.conftest import assert_refused
-from weightsmith import cli
+from weightsmith import cli, mapped
 from weightsmith.data.facts import read_facts
 from weightsmith.data.factworld import FactWorld
 from weightsmith.delta import Delta, weights_hash
@@ -75,6 +75,22 @@ def test_a_run_is_one_folder(edited: Path) -> None:
     assert json.loads((edited / "env.json").read_text()).keys() >= {"packages", "device", "weights", "seed", "preserve"}
     assert events(edited) == [("edit", "start"), ("edit", "done")]
     assert not list(edited.rglob("*.tmp"))
+
+
+@pytest.mark.skipif(not mapped.can_map(), reason="only Linux tells which pages of a file were written to")
+def test_weights_left_on_the_disk_are_edited_to_the_same_bytes(edited: Path, talker: Path, tmp_path: Path) -> None:
+    given = flags_of(
+        talker, tmp_path, "--run-name", "e", *QUICK, "--hparams", talker / "memit.yaml", "--device", "disk"
+    )
+    cli.main(["edit", *map(str, given)])
+    for name in (
+        "delta.safetensors",
+        "delta_finetune.safetensors",
+        "knowledge_report.csv",
+        "answers.csv",
+        "memit_edit_log.csv",
+    ):
+        assert (tmp_path / "e" / name).read_bytes() == (edited / name).read_bytes(), name
 
 
 def test_requests_come_back(edited: Path, talker: Path) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from weightsmith.delta import Delta, weights_hash
 from weightsmith.edit.corrections import Corrections
 from weightsmith.edit.metric import Metric
-from weightsmith.edit.preserved import Preserved, default_layers, last_layers, preserved_moments
+from weightsmith.edit.preserved import Preserved, default_layers, fits, last_layers, preserved_moments
 from weightsmith.edit.reading import Contexts, corrections_of, without_repeats
 from weightsmith.edit.spread import Place, Ridge, Solve, check_places, edit_batch, finished, ridged
 from weightsmith.edit.targets import TargetOptions
@@ -155,10 +155,14 @@ class ClosedForm(ABC):
     ) -> list[Place]:
         """Where it edits and under which metrics; prompts about `subjects` are not preserved. Raises as `solve`."""
         layers = self._layers(model)
-        moments = preserved_moments(
+        short = not fits(model, self.component, layers)
+        places = []
+        for layer, moment in preserved_moments(
             model, self.component, layers, preserve, self.patch_weight, self.prompt_weight, subjects, cache_dir
-        )
-        return [Place(self.component, layer, self.metric(moments[layer]), moments[layer]) for layer in layers]
+        ):
+            place = Place(self.component, layer, self.metric(moment), moment)
+            places.append(place.put_aside(cache_dir) if short else place)
+        return places
 
     def solve_at(
         self,

@@ -84,7 +84,7 @@ class HeadEdit:
         corrections = corrections_of(model, kept, Contexts(), cache_dir)
         margin = margin_for(model, self.margin)
         if self.closed_form:
-            moment = preserved_moments(model, _VALUE, [None], preserve, cache_dir=cache_dir)[None]
+            ((_, moment),) = preserved_moments(model, _VALUE, [None], preserve, cache_dir=cache_dir)
             place = Place(_VALUE, None, InverseMoment.of(moment, self.closed_weight), moment)
             solution = ridged(Ridge(absolute=1.0))
             delta = edit_batch(model, corrections, [place], solution, TargetOptions(margin=margin), self.rounds)

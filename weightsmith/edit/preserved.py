@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch import Tensor
 from weightsmith.data.images import ImageSet
 from weightsmith.data.texts import Knowledge, TextSet
 from weightsmith.errors import WeightsmithError
-from weightsmith.measure import Moment, key_moment, mixed, predict
+from weightsmith.measure import fit_at_once, key_moment, predict
 from weightsmith.models import Model
 from weightsmith.site import Site
 
@@ -66,8 +66,8 @@ def preserved_moments(
     prompt_weight: float = 0.0,
     subjects: Iterable[str] = (),
     cache_dir: Path | None = None,
-) -> dict[int | None, Tensor]:
-    """Layer → second moment (d, d) of the keys that must be preserved.
+) -> Iterator[tuple[int | None, Tensor]]:
+    """Each layer and the second moment (d, d) of the keys that must be preserved, one after the other.
 
     Of images only those that the model gets right count, at CLS and, weighed by `patch_weight`, at the patch tokens:
     they are different populations. Of texts every token counts,
@@ -80,36 +80,69 @@ def preserved_moments(
     """
     if not 0 <= patch_weight <= 1:
         raise WeightsmithError(f"the share of the patch tokens must be from 0 to 1, not {patch_weight:g}: give 0.2 say")
-    kind = model.key_of(component)
     if not 0 <= prompt_weight <= 1:
         raise WeightsmithError(f"the share of the prompts must be from 0 to 1, not {prompt_weight:g}: give 0.5 say")
     if isinstance(preserve, ImageSet) != (model.family.reads == "images"):
         wanted = "texts" if model.family.reads == "text" else "images"
         raise WeightsmithError(f"{model.name} reads {wanted}: give {wanted} to preserve")
-    if not isinstance(preserve, ImageSet):
-        texts = preserve.texts if isinstance(preserve, Knowledge) else preserve
-        sites = {layer: Site(kind, layer) for layer in layers}
-        found = key_moment(model, list(sites.values()), texts, cache_dir)
-        prompts = preserve.apart_from(subjects) if isinstance(preserve, Knowledge) and prompt_weight else ()
-        if not prompts:
-            return {layer: found[site].matrix for layer, site in sites.items()}
-        at_last = _moments_behind(model, list(sites.values()), prompts)
-        return {
-            layer: (1 - prompt_weight) * found[site].matrix + prompt_weight * at_last[site]
-            for layer, site in sites.items()
-        }
-    right = right_ones(model, preserve)
+    if isinstance(preserve, ImageSet):
+        return _of_images(model, component, layers, preserve, patch_weight, cache_dir)
+    return _of_texts(model, component, layers, preserve, prompt_weight, subjects, cache_dir)
+
+
+def _of_texts(
+    model: Model,
+    component: str,
+    layers: Sequence[int | None],
+    preserve: TextSet | Knowledge,
+    prompt_weight: float,
+    subjects: Iterable[str],
+    cache_dir: Path | None,
+) -> Iterator[tuple[int | None, Tensor]]:
+    sites = {layer: Site(model.key_of(component), layer) for layer in layers}
+    texts = preserve.texts if isinstance(preserve, Knowledge) else preserve
+    found = key_moment(model, list(sites.values()), texts, cache_dir)
+    prompts = preserve.apart_from(subjects) if isinstance(preserve, Knowledge) and prompt_weight else ()
+    if not prompts:
+        yield from ((layer, found[site].matrix) for layer, site in sites.items())
+        return
+    # Those behind the prompts are there all at once, or where memory is short a layer at a time, a pass for each.
+    short = not fits(model, component, layers)
+    at_last = {} if short else _moments_behind(model, list(sites.values()), prompts)
+    for layer, site in sites.items():
+        mine = at_last or _moments_behind(model, [site], prompts)
+        yield layer, (1 - prompt_weight) * found[site].matrix + prompt_weight * mine[site]
+
+
+def _of_images(
+    model: Model,
+    component: str,
+    layers: Sequence[int | None],
+    preserve: ImageSet,
+    patch_weight: float,
+    cache_dir: Path | None,
+) -> Iterator[tuple[int | None, Tensor]]:
+    kind, right = model.key_of(component), right_ones(model, preserve)
     at_lookup = {layer: model.lookup(kind, layer) for layer in layers}
     at_patches = {
         layer: site.at("patches") for layer, site in at_lookup.items() if site.tokens == "cls" and patch_weight
     }
     found = key_moment(model, [*at_lookup.values(), *at_patches.values()], right, cache_dir)
-    return {
-        layer: (1 - patch_weight) * found[site].matrix + patch_weight * found[at_patches[layer]].matrix
-        if layer in at_patches
-        else found[site].matrix
-        for layer, site in at_lookup.items()
-    }
+    for layer, site in at_lookup.items():
+        if layer in at_patches:
+            yield layer, (1 - patch_weight) * found[site].matrix + patch_weight * found[at_patches[layer]].matrix
+        else:
+            yield layer, found[site].matrix
+
+
+_COPIES = 5
+"""Matrices of a layer that are there while its metric is made: two moments and what they give, the metric, a factor."""
+
+
+def fits(model: Model, component: str, layers: Sequence[int | None]) -> bool:
+    """Whether moments and metrics of all layers fit into memory at a time."""
+    most = fit_at_once(model, Site(model.key_of(component), layers[0]), _COPIES)
+    return most is None or most >= len(layers)
 
 
 def _moments_behind(model: Model, sites: Sequence[Site], prompts: Sequence[str]) -> dict[Site, Tensor]:
@@ -119,14 +152,17 @@ def _moments_behind(model: Model, sites: Sequence[Site], prompts: Sequence[str])
     for prompt in prompts[::step]:
         ids = model.tokenize(prompt)
         by_length.setdefault(len(ids), []).append(ids)
-    parts: dict[Site, list[Moment]] = {site: [] for site in sites}
-    with tempfile.TemporaryDirectory() as scratch:  # another choice of requests leaves other prompts: nothing to keep
-        for rows in by_length.values():
+    count, found = sum(map(len, by_length.values())), dict[Site, Tensor]()
+    for rows in by_length.values():
+        with (
+            tempfile.TemporaryDirectory() as scratch
+        ):  # another choice of requests leaves other prompts: nothing to keep
             texts = TextSet.from_ids(torch.tensor(rows))
-            found = key_moment(model, [site.at("last") for site in sites], texts, Path(scratch))
+            of_length = key_moment(model, [site.at("last") for site in sites], texts, Path(scratch))
             for site in sites:
-                parts[site].append(found[site.at("last")])
-    return {site: mixed(each, [moment.count for moment in each]).matrix for site, each in parts.items()}
+                share = of_length[site.at("last")].matrix * (len(rows) / count)
+                found[site] = found[site].add_(share) if site in found else torch.zeros_like(share).add_(share)
+    return found
 
 
 def default_layers(model: Model) -> tuple[int, ...]:

@@ -7,18 +7,21 @@ that are left (MEMIT, Meng et al., 2023, algorithm 1), and the log. They differ 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from weightsmith import mapped
 from weightsmith.delta import Delta, LowRank, weights_hash
 from weightsmith.edit.corrections import Corrections, Goal, Measured
 from weightsmith.edit.metric import Guarded, Metric
 from weightsmith.edit.solver import Solution, solve
 from weightsmith.edit.targets import TargetOptions
 from weightsmith.errors import WeightsmithError
+from weightsmith.files import default_cache_dir
 from weightsmith.models import Model
 
 
@@ -45,6 +48,34 @@ class Place:
     metric: Metric
     moment: Tensor
     guarded: Guarded | None = None
+
+    def put_aside(self, cache_dir: Path | None) -> Place:
+        """The same with its matrices in files of their own, where memory is short; `release` forgets what was read of them.
+
+        Raises:
+            WeightsmithError: the cache folder's disk is full, or it cannot be written.
+        """
+        folder = cache_dir or default_cache_dir()
+        metric: Any = self.metric
+        try:
+            mine = {name: mapped.put_aside(matrix, folder) for name, matrix in _matrices(metric).items()}
+            moment = mapped.put_aside(self.moment, folder)
+        except OSError as error:
+            raise WeightsmithError(
+                f"matrices that memory has no room for cannot be put into {folder} ({error}): free space there, or give "
+                "another --cache-dir"
+            ) from error
+        return replace(self, metric=replace(metric, **mine), moment=moment)
+
+    def release(self) -> None:
+        """Forget what was read of matrices that were put aside."""
+        mapped.release([self.moment, *_matrices(self.metric).values()])
+
+
+def _matrices(metric: Any) -> dict[str, Tensor]:
+    """The large tensors of a metric, by its field."""
+    held = {field.name: getattr(metric, field.name) for field in fields(metric)}
+    return {name: value for name, value in held.items() if isinstance(value, Tensor) and value.ndim == 2}
 
 
 _PATIENCE = 3
@@ -152,6 +183,7 @@ def edit_batch(
                     "contradictory": _named(corrections, place, solution.contradictory),
                 }
             )
+            place.release()
     if rounds > 1:
         delta = best  # keys that are too much alike can make a later round lose what an earlier one had
     return finished(model, corrections, delta.compressed(), residuals, {"solves": solves, "targets": asdict(options)})

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from weightsmith import ranks
+from weightsmith import mapped, ranks
 from weightsmith.data.images import ImageSet
 from weightsmith.data.texts import TextSet
 from weightsmith.errors import WeightsmithError
@@ -32,6 +32,9 @@ _SEED = 0
 
 _BATCH_TOKENS = 2048
 """In a pass on a CPU, so that activations stay in memory that is at hand; elsewhere eight times as many."""
+
+_COPIES = 2
+"""Matrices of a site that are in memory while it is read: the sum, and the moment made of it."""
 
 _SAVE_SECONDS = 30.0
 _log = logging.getLogger(__name__)
@@ -102,8 +105,9 @@ def key_moment(
     paths = {site: folder / f"{_hash(f'{content}:{site}')}.safetensors" for site in sites}
     found = {site: moment for site, path in paths.items() if (moment := _cached(path, site)) is not None}
     partial = {site: path.with_suffix(f".{size}.partial") for site, path in paths.items() if site not in found}
-    if partial:
-        with closing(_measured(model, partial, samples, size, until)) as finished:
+    groups = _groups(model, list(partial))
+    for group in groups:
+        with closing(_measured(model, {site: partial[site] for site in group}, samples, size, until)) as finished:
             for moment in finished:
                 found[moment.site] = moment
                 header = {key: value for key, value in vars(moment).items() if key not in ("site", "matrix")}
@@ -111,7 +115,32 @@ def key_moment(
                 write_tensors(paths[moment.site], {"matrix": moment.matrix}, header)
                 for path in folder.glob(f"{paths[moment.site].stem}.*.partial"):
                     path.unlink(missing_ok=True)
+                if len(groups) > 1:  # from the file, where the system may leave it
+                    found[moment.site] = _cached(paths[moment.site], moment.site) or moment
+                    mapped.release([found[moment.site].matrix])
     return {site: found[site] for site in sites}
+
+
+def fit_at_once(model: Model, site: Site, copies: int) -> int | None:
+    """At how many sites like this one so many (d, d) matrices of float64 fit into half of the memory that is free, 1 at least.
+
+    None where that cannot be told.
+    """
+    free, width = mapped.free_memory(), model.width(site)
+    if free is None or not width:
+        return None
+    return max(1, int(free / 2 // (copies * 8 * width**2)))
+
+
+def _groups(model: Model, sites: Sequence[Site]) -> list[Sequence[Site]]:
+    """The sites that are measured in one pass: all of them where their sums fit into memory, else as many as do."""
+    if not sites:
+        return []
+    most = min((fit_at_once(model, site, _COPIES) or len(sites) for site in sites), default=1)
+    groups = [sites[first : first + most] for first in range(0, len(sites), most)]
+    if len(groups) > 1:
+        _log.info("Key statistics of %d sites do not fit into memory: %d passes of %d.", len(sites), len(groups), most)
+    return groups
 
 
 def mixed(moments: Sequence[Moment], weights: Sequence[float]) -> Moment:

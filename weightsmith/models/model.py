@@ -365,6 +365,13 @@ class Model:
     def _block(self, layer: int) -> str:
         return f"{self.family.blocks}.{layer}"
 
+    def width(self, site: Site) -> int | None:
+        """Entries of a site at one token; None where its module is no linear map, so that only a pass tells."""
+        try:
+            return self._width(self._place(site.kind), site.layer or 0)
+        except AttributeError:
+            return None
+
     def _width(self, place: Place, layer: int) -> int:
         """Entries of a kind of site at one token, in a module that is a linear map."""
         module = self.module.get_submodule(place.path(self._block(layer)))

@@ -15,10 +15,12 @@ from typing import Any
 import torch
 from torch import nn
 
+from weightsmith import mapped
 from weightsmith.errors import WeightsmithError, did_you_mean, near_path
 from weightsmith.files import atomic_folder, cause_of, understood
 from weightsmith.models.family import Family, families, family_of
 from weightsmith.models.model import Model
+from weightsmith.models.paged import DISK, page, saved_in_shards, stays_in_file, weights_of
 from weightsmith.models.preprocess import Features, Preprocess
 from weightsmith.models.text import Tokenize
 from weightsmith.models.timm import MODEL_TYPE as TIMM
@@ -57,15 +59,22 @@ def load(what: str | Path | nn.Module | Model, family: Family | None = None, dev
         what: a hub name, a Hugging Face folder, a run folder (its trained model), `timm:NAME`, or a network in memory, of
             transformers or a vision transformer of timm, which is wrapped (`weightsmith.models.timm`).
         family: how to read an architecture that weightsmith does not know.
-        device: where to put it; None leaves a network in memory where it is and loads others to the CPU.
+        device: where to put it; None leaves a network in memory where it is and loads others to the CPU. With "disk" it is
+            computed on the CPU and its weights stay in their files, read block by block (`weightsmith.models.paged`); that
+            also happens on a CPU where they take more than half of the memory that is free.
 
     Raises:
-        WeightsmithError: nothing there, files that are damaged or do not fit their config.
+        WeightsmithError: nothing there, files that are damaged or do not fit their config, weights that cannot stay there.
         UnknownArchitectureError: no family table describes the network.
     """
     if isinstance(what, Model):
         return what
+    in_file = False
     if isinstance(what, nn.Module):
+        if device == DISK:
+            raise WeightsmithError(
+                f"a network in memory cannot stay on the {DISK}: give the folder that it was saved to"
+            )
         name, entries, tokenizer = type(what).__name__, {}, None
         module = wrapped(what) if is_timm(what) else what
     else:
@@ -74,9 +83,13 @@ def load(what: str | Path | nn.Module | Model, family: Family | None = None, dev
         module = _pretrained(str(folder) if folder else name)
         entries = _processor_entries(folder)
         tokenizer = _tokenizer(str(folder) if folder else name, module)
-    if device is not None:
+        in_file = device in (None, "cpu", DISK) and stays_in_file(module, device == DISK, name)
+        if not in_file:
+            _align(module)
+    if device is not None and not in_file:
         module.to(device)
-    return wrap(module.eval(), family, entries, name, tokenizer)
+    model = wrap(module.eval(), family, entries, name, tokenizer)
+    return page(model) if in_file else model
 
 
 def wrap(
@@ -173,8 +186,9 @@ def save(model: Model, folder: Path | str, card: str = "") -> None:
     module: Any = model.module
     if getattr(module.config, "model_type", None) == TIMM:
         check_saves(module)
+    how = saved_in_shards(model) if mapped.stays(module) else {}
     with atomic_folder(folder) as temporary, quiet_transformers():
-        module.save_pretrained(temporary)
+        module.save_pretrained(temporary, **how)
         if isinstance(model.encode, Preprocess):
             processor = json.dumps(model.encode.to_hugging_face(), indent=2)
             (temporary / "preprocessor_config.json").write_text(processor + "\n", encoding="utf-8")
@@ -269,7 +283,6 @@ def _pretrained(name: str) -> nn.Module:
             f"the weights in {name} {what}: they belong to another architecture, depth or class count, save or "
             "fetch weights and config anew"
         )
-    _align(module)
     return module  # type: ignore[no-any-return]
 
 
@@ -279,7 +292,7 @@ def _align(module: nn.Module) -> None:
     Products of the same numbers may differ in the last bit with the address. A network that was loaded then gives what it
     gave when it was trained, and gives it in every process.
     """
-    for weight in (*module.parameters(), *module.buffers()):
+    for weight in weights_of(module):
         if weight.device.type == "cpu" and weight.data_ptr() % _ALIGNMENT:
             weight.data = weight.data.clone()
 

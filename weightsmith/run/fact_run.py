@@ -42,10 +42,12 @@ def facts(options: FactsOptions) -> Outcome:
     """Make the fact world and train its model.
 
     Raises:
-        WeightsmithError: a run that exists without `resume` or `overwrite`, or was made with another seed.
+        WeightsmithError: a run that exists without `resume` or `overwrite`, or was made with another seed; a device that
+            this machine has not.
     """
+    device = check_device(options.device)
     with session(options, "facts", KIN, FACTS) as folder:
-        model, world = fact_model(folder.path, options.seed, options.resume)
+        model, world = fact_model(folder.path, options.seed, options.resume, device)
         folder.write_env(weights=weights_hash(model), seed=options.seed, world=world.fingerprint(), tables=world.tables)
         recalled = json.loads((folder.path / "recall.json").read_text(encoding="utf-8"))
     table = Table(title="Share of the facts that the model recalls, with 95% intervals", box=box.SIMPLE_HEAD)
@@ -78,9 +80,7 @@ def of_auto(options: FolderOptions) -> tuple[Model, FactWorld]:
         place.mkdir(parents=True, exist_ok=True)
     with FileLock(place / ".lock"):  # another process may be training it
         _log.info("the model is the small GPT-2 of the fact world, kept in %s", place)
-        model, world = fact_model(place, 0, resume=True)
-    model.module.to(device)
-    return model, world
+        return fact_model(place, 0, resume=True, device=device)
 
 
 def world_of(folder: Path) -> FactWorld | None:

@@ -24,7 +24,7 @@ _log = logging.getLogger(__name__)
 PRESET = "facts"
 
 
-def fact_model(folder: Path, seed: int = 0, resume: bool = False) -> tuple[Model, FactWorld]:
+def fact_model(folder: Path, seed: int = 0, resume: bool = False, device: str = "cpu") -> tuple[Model, FactWorld]:
     """The fact world of a seed, and the small GPT-2 that was trained on it: made in `folder`, or loaded from there.
 
     Left in the folder are `model/` (Hugging Face layout, with its tokenizer), `facts.json` (the world), the training's
@@ -37,15 +37,18 @@ def fact_model(folder: Path, seed: int = 0, resume: bool = False) -> tuple[Model
     Args:
         seed: of the world, of the fresh weights and of the order of the texts.
         resume: go on with a training that was stopped.
+        device: on which it is trained, and returned.
 
     Raises:
         WeightsmithError: the folder holds a training of another world or recipe, a damaged one, or an unfinished one
             without `resume`.
     """
-    return build(folder, fact_world(seed), presets("text")[PRESET], resume)
+    return build(folder, fact_world(seed), presets("text")[PRESET], resume, device)
 
 
-def build(folder: Path, world: FactWorld, recipe: Mapping[str, Any], resume: bool = False) -> tuple[Model, FactWorld]:
+def build(
+    folder: Path, world: FactWorld, recipe: Mapping[str, Any], resume: bool = False, device: str = "cpu"
+) -> tuple[Model, FactWorld]:
     """`fact_model` of any world.
 
     Args:
@@ -54,6 +57,7 @@ def build(folder: Path, world: FactWorld, recipe: Mapping[str, Any], resume: boo
     texts = world.texts()
     tokenizer = train_tokenizer(texts, recipe["vocabulary"])
     model = create_language(recipe, tokenizer, world.seed)
+    model.module.to(device)
     options = LanguageOptions(seed=world.seed, **recipe["training"])
     checkpoint, place, recalled = (folder / name for name in ("checkpoint.pt", "model", "recall.json"))
     if not checkpoint.exists():
@@ -66,7 +70,7 @@ def build(folder: Path, world: FactWorld, recipe: Mapping[str, Any], resume: boo
         write_json(folder / "facts.json", _world_entries(world))
         write_csv(folder / "training_metrics.csv", history.rows)
         write_json(recalled, recall_entries(model, world))
-    return load(place), world
+    return load(place, device=device), world
 
 
 def world_of(folder: Path) -> FactWorld | None:

@@ -61,7 +61,7 @@ def trained_model(options: LocateOptions, folder: RunFolder) -> Model:
     Raises:
         WeightsmithError: `auto` with data that has no preset, or a model that cannot be loaded.
     """
-    device = check_device(options.device)
+    device = check_device(options.device, stored=options.model != "auto")
     if options.model != "auto":
         return load(options.model, device=device)
     check_auto(options)

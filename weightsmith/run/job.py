@@ -20,6 +20,7 @@ from weightsmith.errors import HeldOutError, WeightsmithError
 from weightsmith.files import atomic_path, cause_of, understood, user_path
 from weightsmith.measure import misclassified
 from weightsmith.models import Model, create, load, presets
+from weightsmith.models.paged import DISK
 from weightsmith.models.store import PRETRAINED
 from weightsmith.request import ImageRequest
 from weightsmith.run.folder import RunFolder
@@ -136,10 +137,21 @@ class Job:
         return found, wanted
 
 
-def check_device(name: str) -> str:
-    """A device that this machine has. Raises `WeightsmithError` naming `--device`."""
+def check_device(name: str, *, stored: bool = False) -> str:
+    """A device that this machine has. Raises `WeightsmithError` naming `--device`.
+
+    Args:
+        stored: the network is in files, so that its weights may stay on the disk.
+    """
     if name == "auto":
         return find_device()
+    if name == DISK:
+        if stored:
+            return DISK
+        raise WeightsmithError(
+            f"--device {DISK} leaves a trained model's weights in its file, and here a network is made, trained or kept whole: "
+            "give auto or cpu"
+        )
     try:
         torch.zeros(1, device=name)
     except Exception as error:  # the type depends on the device and the build of torch

@@ -36,7 +36,7 @@ _NEIGHBOURS = 3
 
 def of_name(name: str, device: str) -> tuple[Model, FactWorld | None]:
     """A model by hub name or folder, and the fact world that it was trained on, where it was."""
-    return load(name, device=check_device(device)), world_of(user_path(name))
+    return load(name, device=check_device(device, stored=True)), world_of(user_path(name))
 
 
 def facts_of(

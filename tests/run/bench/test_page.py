@@ -113,7 +113,9 @@ def test_three_images_corrected_one_undone_and_all_there_after_a_reload(chromium
         page.keyboard.press("Enter")  # no mouse is needed
         page.get_by_text("Edit 2 is undone.").wait_for()
         page.get_by_role("button", name="Undo edit 2").wait_for(state="detached")
-        standing = page.locator("#ws-heading .ws-heading, #ws-history section")  # not Gradio's clock, which lies over them
+        standing = page.locator(
+            "#ws-heading .ws-heading, #ws-history section"
+        )  # not Gradio's clock, which lies over them
         before = standing.all_inner_texts()
         assert said == []
         page.reload()

@@ -31,10 +31,14 @@ from weightsmith.run.session import would_fill
 
 _COUNTS = 3
 """Counts that are not nought in the row of a class, about."""
-_READ, _MOMENTS = 8, 6
-"""Times that edits are read in a solve; matrices of the keys' width that are there at a time, in float64."""
+_READ = 8
+"""Times that edits are read in a solve."""
+_MOMENTS, _OF_LAYER = 6, 2
+"""Matrices of the keys' width that are there at a time, in float64, and how many more of each further layer."""
 _WIDER, _POOLS = 1.25, 6
 """A row of keys and stream, in keys; copies of the rows of both populations."""
+_MOST_KEPT = 2**30
+"""Bytes of activations that editors keep for gradients at most: they take as many edits at a time."""
 _STEPS = 25
 """Steps in which an editor that says nothing of them finds a wanted value; most errors need fewer."""
 
@@ -167,16 +171,31 @@ def _editing(options: RunOptions, method: str, pace: Pace, images: int) -> Step:
     return solving(pace, method, options.max_edits, min(images, _preserved(method) or images), beside=images)
 
 
-def solving(pace: Pace, method: str, edits: int, preserved: float, beside: float = 0.0, moments: int = 0) -> Step:
+def solving(
+    pace: Pace,
+    method: str,
+    edits: int,
+    preserved: float,
+    beside: float = 0.0,
+    moments: int = 0,
+    asked: int | None = None,
+    layers: int = 1,
+    at_once: int = 256,
+    copies: int = 1,
+) -> Step:
     """One solve: keys or states of what is preserved, and gradient steps for each edit.
 
     Args:
         preserved: inputs whose keys are read; beside: inputs of other passes, such as those that find errors.
         moments: second moments of keys that are there at a time, beside those of any solve.
+        asked: steps for each edit [the method's own].
+        layers: that are edited, of a language model.
+        at_once: inputs of a pass.
+        copies: of the weights, beside those that are there throughout.
     """
     fields = {field.name: field.default for field in dataclasses.fields(editors()[method])}
-    asked = next((fields[name] for name in ("steps", "head_steps") if isinstance(fields.get(name), int)), _STEPS)
-    steps = int(asked) if isinstance(asked, int) else _STEPS
+    own = next((fields[name] for name in ("steps", "head_steps") if isinstance(fields.get(name), int)), _STEPS)
+    steps = asked or (int(own) if isinstance(own, int) else _STEPS)
     # The patcher and the head work behind the last block alone, on states that one pass gives.
     inside = 0.0 if method in ("patcher", "head") else steps * edits
     # What is edited is read again and again, all of it at a time: before, for keys and values, and after each round.
@@ -189,10 +208,10 @@ def solving(pace: Pace, method: str, edits: int, preserved: float, beside: float
         what=f"{edits} edits, {preserved:.0f} inputs preserved",
         forwards=pace.forwards(preserved + beside + again + 3 * inside),
         seconds=pace.passes(preserved + beside) + pace.passes(again, edits) + pace.descents(inside, edits),
-        memory=max(256 * pace.alive, edits * pace.kept)
-        + pace.weights
+        memory=max(at_once * pace.alive, min(edits * pace.kept, _MOST_KEPT))
+        + copies * pace.weights
         + anchor
-        + (_MOMENTS + moments) * 8 * pace.keys**2,
+        + (_MOMENTS + moments + _OF_LAYER * (layers - 1)) * 8 * pace.keys**2,
     )
 
 

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
 from weightsmith.data.factworld import FactWorld, fact_world
 from weightsmith.data.texts import Knowledge
+from weightsmith.edit import Editor
+from weightsmith.edit.closed_form import ClosedForm
 from weightsmith.edit.reading import without_repeats
 from weightsmith.files import default_cache_dir, user_path
 from weightsmith.models import Model, create_language, load, presets
@@ -31,6 +33,8 @@ from weightsmith.train import LanguageOptions, train_tokenizer
 
 _TEXT_TOKENS = 60
 """Tokens that are written for the fluency."""
+_AT_ONCE = 64
+"""Questions in a pass."""
 _ASIDE_READ = 4
 """Passes over the text kept aside: perplexity before and after, and both models for the drift."""
 _SAMPLE = 500
@@ -79,14 +83,14 @@ def edit(options: EditOptions) -> Plan:
     kept = Kept.of(found.model, options.preserve, found.world)
     steps = [*found.steps, replace(loading(started), name="read", what="facts, and the text that is preserved")]
     preserved, moments, aside = preserved_passes(kept, found.model), moments_of(kept, found.model), aside_of(kept)
-    for method in editing:
+    for method, editor in editing.items():
+        solve = _solves(found, method, editor, moments)
         if options.batch_size is None:
-            steps.append(solving(found.pace, method, len(requests), preserved, moments=moments))
+            steps.append(solve(len(requests), preserved))
             continue
         done = _journalled(folder.path)
         batches = -(-len(requests) // options.batch_size)
-        once = solving(found.pace, method, options.batch_size, preserved, moments=moments)
-        each = solving(found.pace, method, options.batch_size, 0.0)
+        once, each = solve(options.batch_size, preserved), solve(options.batch_size, 0.0)
         left = max(0, batches - done)
         steps.append(
             Step(
@@ -103,16 +107,39 @@ def edit(options: EditOptions) -> Plan:
         answering(found.pace, requests, written=len(requests), name=f"after, {method}", aside=_ASIDE_READ * aside)
         for method in editing
     ]
+    steps.append(Step(name="save", what="the edited model", memory=found.pace.weights))
     return Plan(command="edit", steps=steps, folder=folder.path, weights=found.pace.weights, notes=[_ROUGH, HOW])
+
+
+def _solves(found: Language, method: str, editor: Editor, moments: int) -> Callable[[int, float], Step]:
+    """From so many edits, and inputs whose keys are read, to the step that solves for them."""
+    asked, layers = None, 1
+    if isinstance(editor, ClosedForm):
+        asked, layers = editor.steps, len(editor.layers or editor.default_layers(found.model))
+
+    def solve(edits: int, preserved: float) -> Step:
+        return solving(
+            found.pace,
+            method,
+            edits,
+            preserved,
+            moments=moments,
+            asked=asked,
+            layers=layers,
+            at_once=_AT_ONCE,
+            copies=0,
+        )
+
+    return solve
 
 
 def language(name: str, options: FolderOptions) -> Language:
     """The model that `--model` names, or the small GPT-2 of the fact world, which is made where it is not there."""
-    device, started = check_device(options.device), time.perf_counter()
+    device, started = check_device(options.device, stored=name != "auto"), time.perf_counter()
     if name != "auto":
         model, world = of_name(name, options.device)
         load_step = loading(started)
-        return Language(model, world, pace_of(model, 64, WORDS), (load_step,))
+        return Language(model, world, pace_of(model, _AT_ONCE, WORDS, trains=False), (load_step,))
     made = user_path(options.runs_dir) / FACTS
     cached = (user_path(options.cache_dir) if options.cache_dir else default_cache_dir()) / "fact-model"
     for place in (made, cached):
@@ -120,7 +147,7 @@ def language(name: str, options: FolderOptions) -> Language:
         if world is not None and world.fingerprint() == fact_world(0).fingerprint():
             model = load(place, device=device)
             steps = (_fact_model(place, there=True), _opening(started, world, place == cached))
-            return Language(model, world, pace_of(model, 64, WORDS), steps)
+            return Language(model, world, pace_of(model, _AT_ONCE, WORDS), steps)
     return untrained(0)
 
 
@@ -142,7 +169,7 @@ def untrained(seed: int, there: bool = False) -> Language:
         memory=rows.training_memory(options.batch_size),
         there=there,
     )
-    pace = pace_of(model, 64, WORDS)
+    pace = pace_of(model, _AT_ONCE, WORDS)
     probes = [prompt for kept in (False, True) for prompt in world.probes(kept_aside=kept)]
     asked = passes(pace, "recall", f"{len(probes)} questions", 3 * len(probes), there=there)
     return Language(model, world, pace, (train, asked))
@@ -157,10 +184,12 @@ def answering(pace: Pace, requests: Sequence[TextRequest], *, written: int, name
     questions = sum(1 + len(one.paraphrases) + len(one.neighbours) for one in requests)
     # Of each the wanted and the true answer, and the one that it gives by itself; a token written is a pass of its own.
     inputs = 3 * questions + written * _TEXT_TOKENS + aside
-    found = passes(pace, name, f"{questions} questions, {written} texts of {_TEXT_TOKENS} tokens", inputs, batch=64)
+    found = passes(
+        pace, name, f"{questions} questions, {written} texts of {_TEXT_TOKENS} tokens", inputs, batch=_AT_ONCE
+    )
     # All texts are written together, token by token, and each token is read once.
     writing = _TEXT_TOKENS * (pace.call + written * pace.image / WORDS)
-    return replace(found, seconds=pace.passes(3 * questions + aside, 64) + writing)
+    return replace(found, seconds=pace.passes(3 * questions + aside, _AT_ONCE) + writing)
 
 
 def preserved_passes(kept: Kept, model: Model) -> float:

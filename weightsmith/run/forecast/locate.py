@@ -84,7 +84,7 @@ def _plan(command: str, folder: RunFolder, steps: Sequence[Step], pace: Pace, no
 
 def _model(options: LocateOptions, folder: RunFolder) -> tuple[Model, list[Step], Pace]:
     """(the network, trained or as it is before training, the step that trains it, how fast it is)."""
-    device = check_device(options.device)
+    device = check_device(options.device, stored=options.model != "auto")
     if options.model != "auto":
         started = time.perf_counter()
         model = load(options.model, device=device)

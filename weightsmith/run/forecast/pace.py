@@ -14,8 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from weightsmith import mapped
 from weightsmith.measure.cost import still_image
 from weightsmith.models import Model
+from weightsmith.models.paged import at_a_time, bytes_of, weights_of
 from weightsmith.run.forecast.live import most_bytes
 
 _PATIENCE = 1.0
@@ -86,25 +88,35 @@ def pace_of(model: Model, batch: int = 64, tokens: int = 32, *, trains: bool = T
         batch: inputs of a pass as the command has them; fewer are timed where they would take too long.
         tokens: of a text.
         trains: time a training step as well; without it what needs gradients is taken to cost three forward passes.
-    """
 
-    def inputs(count: int) -> Tensor:
-        if model.family.reads == "text":
-            return torch.zeros(count, tokens, dtype=torch.int64, device=model.device)
-        return still_image(model, count)
+    Of a network whose weights stay in their file one block is timed, and reading all of them from the disk, where memory has no
+    room for them.
+    """
+    if mapped.stays(model.module):
+        return _pace_in_file(model, tokens)
 
     def forward(count: int) -> Callable[[], object]:
-        given = inputs(count)
+        given = _given(model, count, tokens)
         return lambda: model.logits(given)
 
     with torch.no_grad():
         call, image = _line(forward, model, batch)
         alive = _more(forward)
-    weights = sum(parameter.numel() * parameter.element_size() for parameter in model.module.parameters())
+    weights, keys = at_a_time(model), _keys(model)
+    if not trains:
+
+        def back(count: int) -> Callable[[], object]:
+            with torch.no_grad():
+                hidden = model.embed(_given(model, count, tokens))
+            return _descent(model, 0, hidden)
+
+        with torch.enable_grad():
+            kept = _more(back)
+        return Pace(model.n_layers, call, image, 3 * call, 3 * image, 0.0, 0.0, weights, kept, alive, keys)
     module: Any = copy.deepcopy(model.module).train()
 
     def both(count: int) -> Callable[[], object]:
-        given = inputs(count)
+        given = _given(model, count, tokens)
 
         def descend() -> None:
             module.zero_grad(set_to_none=True)
@@ -114,11 +126,65 @@ def pace_of(model: Model, batch: int = 64, tokens: int = 32, *, trains: bool = T
 
     with torch.enable_grad():
         kept = _more(both)
-        trained_call, trained, update, saved = 3 * call, 3 * image, 0.0, 0.0
-        if trains:
-            trained_call, trained = _line(both, model, batch)
-            update, saved = _updating(module, model)
-    return Pace(model.n_layers, call, image, trained_call, trained, update, saved, weights, kept, alive, _keys(model))
+        trained_call, trained = _line(both, model, batch)
+        update, saved = _updating(module, model)
+    return Pace(model.n_layers, call, image, trained_call, trained, update, saved, weights, kept, alive, keys)
+
+
+def _pace_in_file(model: Model, tokens: int) -> Pace:
+    """The pace of a network larger than memory: of its last block, as often as there are blocks, and of what follows it."""
+    blocks, last = model.n_layers, model.n_layers - 1
+    with torch.no_grad():
+        one, two = (model.embed(_given(model, count, tokens)) for count in (1, 2))
+
+    def forward(layer: int, hidden: Tensor) -> Callable[[], object]:
+        return lambda: model.run_from(layer, hidden)
+
+    def descent(layer: int, hidden: Tensor) -> Callable[[], object]:
+        return _descent(model, layer, hidden)
+
+    def seconds(hidden: Tensor) -> float:
+        behind = _timed(forward(blocks, hidden), model)
+        return behind + blocks * max(_timed(forward(last, hidden), model) - behind, 0.0)
+
+    def of_more(work: Callable[[int, Tensor], Callable[[], object]], layer: int) -> int:
+        return max(most_bytes(work(layer, two)) - most_bytes(work(layer, one)), 0)
+
+    with torch.no_grad():
+        whole, more, alive = seconds(one), seconds(two), of_more(forward, last)
+    with torch.enable_grad():
+        tail = of_more(descent, blocks)
+        kept = tail + blocks * max(of_more(descent, last) - tail, 0)
+    image = max(more - whole, 0.0)
+    call = max(whole - image, 0.0) + _reading(model)
+    return Pace(blocks, call, image, 3 * call, 3 * image, 0.0, 0.0, at_a_time(model), kept, alive, _keys(model))
+
+
+def _descent(model: Model, layer: int, hidden: Tensor) -> Callable[[], object]:
+    """A forward pass from a block on and the backward pass to what entered it, which editors and screens make."""
+    start = hidden.detach().requires_grad_()
+    return lambda: torch.autograd.grad(model.run_from(layer, start).float().square().mean(), start)
+
+
+def _reading(model: Model) -> float:
+    """Seconds of reading all weights from their file, as each pass does where memory has no room for them; else 0."""
+    free, size, block = mapped.free_memory(), bytes_of(model.module), model.blocks[-1]
+    if free is not None and size < free:
+        return 0.0
+    weights = weights_of(block)
+    mapped.push_out(weights)
+    mapped.ask_for(weights)
+    started = time.perf_counter()
+    for weight in weights:
+        weight.detach().view(-1)[:: mapped.PAGE // weight.element_size()].float().sum()
+    return (time.perf_counter() - started) * size / bytes_of(block)
+
+
+def _given(model: Model, count: int, tokens: int) -> Tensor:
+    """So many inputs to time."""
+    if model.family.reads == "text":
+        return torch.zeros(count, tokens, dtype=torch.int64, device=model.device)
+    return still_image(model, count)
 
 
 def _keys(model: Model) -> int:

@@ -12,7 +12,8 @@ class FolderOptions:
     seed: int = 42
     """Of the split, the weights, the training and every random choice."""
     device: str = "auto"
-    """auto (CUDA, else MPS, else CPU), or a torch device."""
+    """auto (CUDA, else MPS, else CPU), or a torch device. `disk`: the CPU, with a trained model's weights left in their file
+    and read block by block; so they are on a CPU, too, where they take more than half of the memory that is free."""
     resume: bool = False
     """Go on with a run that was stopped; what is finished is kept."""
     overwrite: bool = False
