@@ -2,12 +2,12 @@
 
     python benchmarks/scale/costs.py            # a minute; wants a machine on which nothing else runs
 
-Counted, per network: numbers of weights; bytes of them, and of what is in memory at a time with `--device disk` (what lies outside
-the blocks, and two blocks); a second moment of keys (d, d) in float64, two of which are there while a layer's keys are read and
-five while its metric is made; floating-point operations of a token's forward pass, of key statistics over 100,000 tokens up to the
-last edited layer (forward passes, and d² a token for the symmetric sum), of the metric of a layer (Cholesky d³/3 for MEMIT,
-eigenvectors 9 d³ for AlphaEdit) and of one step of the target values of one fact (forward and backward through the blocks behind
-the last edited layer, 60 tokens of prefixed prompts, three times a forward pass). Seconds are those at the rates measured here.
+Counted, per network: its weights; bytes of them, and of what is in memory at a time with `--device disk` (what lies outside the
+blocks, and two blocks); a second moment of keys (d, d) in float64, two of which are there while a layer's keys are read and
+five while its metric is made; operations of a token's forward pass, of key statistics over 100,000 tokens up to the last edited
+layer (forward passes, and d² a token for the symmetric sum), of the metric of a layer (Cholesky d³/3 for MEMIT, eigenvectors
+9 d³ for AlphaEdit), and of one step of the target values of one fact (forward and backward through the blocks behind the last
+edited layer, 60 tokens of prefixed prompts, three times a forward pass). Seconds are those at the rates measured here.
 """
 
 from __future__ import annotations

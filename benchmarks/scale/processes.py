@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
@@ -26,6 +26,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from benchmarks.shared import keep
 
 RESULTS = Path(__file__).parent / "results"
+WORKS = ("tracing", "key statistics", "predictions", "training")
 SIZES = {
     "image_size": 64, "patch_size": 8, "hidden_size": 192, "num_hidden_layers": 12, "num_attention_heads": 3,
     "intermediate_size": 768, "num_labels": 10,
@@ -38,11 +39,12 @@ def main() -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--images", type=int, default=1024, help="for statistics, predictions and an epoch of training")
     parser.add_argument("--cases", type=int, default=16, help="traced images, ten noise samples each")
+    parser.add_argument("--what", nargs="+", default=list(WORKS), choices=list(WORKS))
     parser.add_argument("--out", type=Path, default=RESULTS)
     parser.add_argument("--child", type=Path, help=argparse.SUPPRESS)
     given = parser.parse_args()
     if given.child:
-        child(given.child, given.images, given.cases)
+        child(given.child, given.images, given.cases, given.what)
         return
     times: dict[str, dict[int, list[float]]] = {}
     results: dict[str, set[str]] = {}
@@ -79,12 +81,13 @@ def asked(processes: int, given: argparse.Namespace) -> dict[str, tuple[float, s
         job += ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
     with tempfile.TemporaryDirectory() as folder:
         job += [__file__, "--child", folder, "--images", str(given.images), "--cases", str(given.cases)]
+        job += ["--what", *given.what]
         subprocess.run(job, check=True, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
         told: dict[str, tuple[float, str]] = json.loads((Path(folder) / "told.json").read_text())
     return told
 
 
-def child(folder: Path, images: int, cases: int) -> None:
+def child(folder: Path, images: int, cases: int, what: Sequence[str]) -> None:
     """Do the work in this process, with the help of whoever else is there, and write what it took."""
     import numpy as np
     import torch
@@ -111,6 +114,8 @@ def child(folder: Path, images: int, cases: int) -> None:
     told: dict[str, tuple[float, str]] = {}
 
     def timed(name: str, work: Callable[[], object]) -> None:
+        if name not in what:
+            return
         started = time.perf_counter()
         result = work()
         told[name] = time.perf_counter() - started, hashlib.sha256(repr(result).encode()).hexdigest()

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from weightsmith import mapped
 from weightsmith.locate import forecast as sweeps
 from weightsmith.models import load, save
+from weightsmith.models.paged import bytes_of
 from weightsmith.run.forecast import pace
 from weightsmith.run.forecast.plan import Plan, Step, amount, duration
 from weightsmith.run.options.correct import RunOptions
@@ -157,8 +159,9 @@ def test_artificial(dry) -> None:
 def test_facts_in_a_language_model(dry, talker: Path, weightsmith) -> None:
     model = ["--model", talker / "model", "--data-path", talker / "facts.json", "--preserve", talker / "text.txt"]
     told = dry("edit", *model, "--edit-method", "memit", "rome", "--max-edits", 4)
-    assert names(told) == ["load", "read", "edit, memit", "edit, rome", "before", "after, memit", "after, rome"]
+    assert names(told) == ["load", "read", "edit, memit", "edit, rome", "before", "after, memit", "after, rome", "save"]
     assert "12 questions" in told["figures"]["steps"][4]["what"]
+    assert not any("more memory" in note for note in told["notes"])
     told = dry("edit", *model, "--edit-method", "memit", "--max-edits", 4, "--batch-size", 2)
     assert "2 batches of 2 edits, 0 of them in the journal" in told["figures"]["steps"][2]["what"]
     told = dry("compare", *model, "--methods", "memit", "rome", "--batch-sizes", 1, 4, "--seeds", 0)
@@ -169,6 +172,21 @@ def test_facts_in_a_language_model(dry, talker: Path, weightsmith) -> None:
     )
     assert "no replay, seed 0" in names(told)
     assert "rate 2, buffer 5, recent, seed 0" in names(told)
+
+
+@pytest.mark.skipif(not mapped.can_map(), reason="only Linux tells which pages of a file were written to")
+def test_weights_that_stay_on_the_disk_count_two_blocks(dry, talker: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    model = ["--model", talker / "model", "--data-path", talker / "facts.json", "--preserve", talker / "text.txt"]
+    asked = ["edit", *model, "--edit-method", "memit", "--max-edits", 2]
+    here, there = (dry(*asked, "--device", device)["figures"] for device in ("cpu", "disk"))
+    network = load(talker / "model")
+    block = bytes_of(network.blocks[0])
+    assert here["total"]["weights"] - there["total"]["weights"] == (network.n_layers - 2) * block
+    assert there["total"]["forwards"] == here["total"]["forwards"]
+    monkeypatch.setattr(mapped, "free_memory", lambda: 2**10)
+    (note,) = (note for note in dry(*asked)["notes"] if "more memory" in note)
+    assert "1.0 KB" in note or "0.0 MB" in note
+    assert "--device disk" in note
 
 
 def test_a_plan_is_told_to_people(weightsmith, tmp_path: Path) -> None:

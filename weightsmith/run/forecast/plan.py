@@ -10,6 +10,8 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
+from weightsmith import mapped
+from weightsmith.models.paged import DISK
 from weightsmith.run.outcome import Outcome
 
 KEPT = 64 * 2**20
@@ -91,6 +93,7 @@ class Plan:
             f"forwards, about {duration(self.seconds)}, {amount(self.memory)} of memory beside Python's own. Nothing was "
             "written."
         )
+        notes = [*self.notes, *self._short()]
         total = {name: getattr(self, name) for name in ("forwards", "seconds", "memory", "weights", "held")}
         return Outcome(
             command=self.command,
@@ -101,9 +104,19 @@ class Plan:
                 "total": total,
             },
             summary=[told],
-            notes=self.notes,
-            shown=[_table(self.steps), told, *self.notes],
+            notes=notes,
+            shown=[_table(self.steps), told, *notes],
         )
+
+    def _short(self) -> list[str]:
+        """A warning where this machine has not that much memory free."""
+        free = mapped.free_memory()
+        if free is None or self.memory <= free:
+            return []
+        return [
+            f"That is more memory than the {amount(free)} that are free here now: end other programs, take a larger machine or "
+            f"smaller batches, or, of a trained model that is only read, give --device {DISK}."
+        ]
 
 
 def duration(seconds: float) -> str:
