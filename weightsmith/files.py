@@ -153,6 +153,25 @@ def read_csv(path: Path | str) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
+def save_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file whose bytes depend on its content alone, for use inside `atomic_path` or `atomic_folder`.
+
+    safetensors itself writes several entries of metadata in an order that differs from process to process.
+    """
+    from safetensors.torch import save_file
+
+    save_file(dict(tensors), path, metadata=dict(metadata))
+    with path.open("rb+") as file:
+        room = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(room))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > room:
+            raise ValueError(f"the header of {path} does not fit into its {room} bytes")
+        file.seek(8)
+        file.write(text.ljust(room))
+
+
 def read_tensors(path: Path | str, wanted: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Header and tensors of a safetensors file of ours.
 
