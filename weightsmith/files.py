@@ -228,8 +228,8 @@ def explained(target: Path) -> Iterator[None]:
     except Exception as error:
         if disk_is_full(error):
             raise WeightsmithError(
-                f"the disk that holds {target.parent} is full: free some space and run the command again; "
-                "nothing was half-written"
+                f"{target} cannot be written, because the disk that holds it is full: free some space, or choose another "
+                "disk (--runs-dir, --cache-dir, --out), and run the command again; nothing was half-written"
             ) from error
         if not isinstance(error, OSError):
             raise

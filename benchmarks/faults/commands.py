@@ -7,6 +7,7 @@ import hashlib
 import json
 import logging
 import os
+import random
 import re
 import shutil
 import signal
@@ -62,6 +63,12 @@ def chosen(work: Path, names: Sequence[str]) -> list[Case]:
     talker.mkdir()
     write_talker(talker)
     (talker / "other.txt").write_text("Rain fell on the harbour, and nobody came to the market that day.\n" * 120)
+    for number, name in enumerate(("one", "two")):
+        rows, draw = ["a,b,c,d,label"], random.Random(number)
+        for row in range(300):
+            entries = [f"{draw.gauss(row % 3 * (column == number), 1):.4f}" for column in range(4)]
+            rows.append(",".join([*entries, str(row % 3)]))
+        (talker / f"{name}.csv").write_text("\n".join(rows) + "\n")
     _made(
         ["run", *tiny_flags(base, Path("runs")), "--run-name", "base", "--edit-method", "head", "--closed-form"], base
     )
@@ -146,7 +153,11 @@ def _cases(base: Path, talker: Path, streamed: Path) -> list[Case]:
             ("ablate", "replay", *memit, "--rates", "0.5", "--buffers", "4", "--strategies", "random", "recent", "--max-edits",
              "4", "--batch-size", "2", *named),
         ),
-        Case("artificial", ("artificial", "--coefficients", "0", "0.5", "1", "--epochs", "4", *named)),
+        Case(
+            "artificial",
+            ("artificial", "--coefficients", "0", "0.5", "1", "--epochs", "4", "--base-data", str(talker / "one.csv"),
+             "--finetune-data", str(talker / "two.csv"), *named),
+        ),
         Case("facts", ("facts", *named)),
         Case(
             "evaluate",
