@@ -3,10 +3,10 @@
     python benchmarks/faults/kills.py --kills 200
 
 Each command is run twice without a disturbance; the files that are the same then, byte by byte, are what a killed run has
-to come to. The others hold times, and are listed; of their tables and records the rows and entries have to be the same, numbers
-left aside. Then the command is killed (SIGKILL) at a random moment of its course, up to four times, each time started again
-as the documentation says (--resume, --overwrite, `edits replay`), and let go to its end. Children are forked from a process
-that has everything imported, so that moments fall into the work rather than into imports.
+to come to. The others hold times, and are listed; their tables have to have the same rows, numbers left aside. Then the command
+is killed (SIGKILL) at a random moment of its course, up to four times, each time started again as the documentation says
+(--resume, --overwrite, `edits replay`), and let go to its end. Children are forked from a process that has everything
+imported, so that moments fall into the work rather than into imports.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Row:
     Attributes:
         command: its name; seconds: of an undisturbed run.
         files: that were the same in both undisturbed runs, byte by byte; unstable: those that were not.
-        alike: of the unstable ones, how many have the same rows and entries when numbers are left out.
+        alike: of the unstable ones, tables that had the same rows both times, numbers left aside.
         trials: runs that were killed; kills: of all of them.
         differing: runs that came to something else; failed: that did not come to an end.
     """

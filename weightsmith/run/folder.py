@@ -228,7 +228,7 @@ class RunFolder:
 class _LogFile(logging.FileHandler):
     """A log whose disk may be full: lines that find no room are lost, and nobody is shown a traceback for them."""
 
-    def handleError(self, record: logging.LogRecord) -> None:
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging calls it so)
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
