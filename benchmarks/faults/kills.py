@@ -4,7 +4,7 @@
 
 Each command is run twice without a disturbance; the files that are the same then, byte by byte, are what a killed run has
 to come to. The others hold times, and are listed; their tables have to have the same rows, numbers left aside. Then the command
-is killed (SIGKILL) at a random moment of its course, up to four times, each time started again as the documentation says
+is killed (SIGKILL) at a random moment of its course, up to eight times, each time started again as the documentation says
 (--resume, --overwrite, `edits replay`), and let go to its end. Children are forked from a process that has everything
 imported, so that moments fall into the work rather than into imports.
 """
@@ -24,9 +24,9 @@ from commands import Case, begun, chosen, compared, ended, started, undisturbed
 from rich.console import Console
 from rich.table import Table
 
-from weightsmith.files import write_csv
+from weightsmith.files import read_csv, write_csv
 
-AGAIN = 4
+AGAIN = 8
 """Kills of one run, before it is let go to its end."""
 
 
@@ -65,9 +65,9 @@ def trial(case: Case, place: Path, seconds: float, chance: random.Random) -> tup
     return AGAIN, ended(started(words, place))
 
 
-def tried(case: Case, work: Path, kills: int, seed: int, console: Console) -> Row:
+def tried(case: Case, work: Path, kills: int, seed: int, console: Console, fresh: bool) -> Row:
     """Kill a command until it was killed so many times; what became of it."""
-    whole = undisturbed(case, work)
+    whole = undisturbed(case, work, fresh)
     row = Row(case.name, whole.seconds, len(whole.stable), len(whole.alike), sorted(whole.names - set(whole.stable)))
     while row.kills < kills:
         chance = random.Random(f"{case.name}/{seed}/{row.trials}")
@@ -84,22 +84,33 @@ def tried(case: Case, work: Path, kills: int, seed: int, console: Console) -> Ro
     return row
 
 
+def kept(rows: list[Row], out: Path) -> None:
+    """Write what is known so far; rows of commands that were not asked for stay."""
+    names = {row.command for row in rows}
+    before = [row for row in read_csv(out) if row["command"] not in names] if out.exists() else []
+    write_csv(out, [*before, *({**vars(row), "unstable": json.dumps(row.unstable)} for row in rows)])
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, help="in all, spread over the commands")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--fresh", action="store_true", help="the second undisturbed run in a new Python, whose hashes differ"
+    )
     parser.add_argument("--commands", nargs="*", default=[])
     parser.add_argument("--work", type=Path, default=Path(tempfile.gettempdir()) / "weightsmith-kills")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results" / "kills.csv")
     given = parser.parse_args()
     work, console = given.work.absolute(), Console()
     cases = chosen(work, given.commands)
-    rows = []
+    rows: list[Row] = []
     for case in cases:
-        row = tried(case, work, math.ceil(given.kills / len(cases)), given.seed, console)
+        row = tried(case, work, math.ceil(given.kills / len(cases)), given.seed, console, given.fresh)
         rows.append(row)
         told = f"{row.kills} kills in {row.trials} runs of {row.seconds} s, {row.differing} differ, {row.failed} failed"
         console.print(f"{case.name}: {told}")
+        kept(rows, given.out)
     shown = ("command", "seconds", "files", "alike", "trials", "kills", "differing", "failed")
     table = Table(*shown, box=None)
     for row in rows:
@@ -109,8 +120,6 @@ def main() -> None:
         f"{sum(row.kills for row in rows)} kills, {sum(row.differing for row in rows)} differ, "
         f"{sum(row.failed for row in rows)} failed"
     )
-    if not given.commands:
-        write_csv(given.out, [{**vars(row), "unstable": json.dumps(row.unstable)} for row in rows])
 
 
 if __name__ == "__main__":
