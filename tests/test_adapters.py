@@ -263,3 +263,17 @@ def test_a_bad_alpha_writes_nothing(tmp_path: Path, alpha: float) -> None:
     with pytest.raises(WeightsmithError, match="--lora-alpha"):
         delta.to_lora(tmp_path / "adapter", small(), alpha=alpha)
     assert not list(tmp_path.iterdir())
+
+
+def test_the_same_adapter_is_the_same_bytes(tmp_path: Path) -> None:
+    """safetensors writes metadata in an order that changes from file to file, and PEFT layers from process to process."""
+    module = nn.Sequential(*(nn.Linear(3, 3) for _ in range(8)))
+    delta = Delta({f"{layer}.weight": LowRank(randn(3, 1), randn(1, 3)) for layer in range(8)}, info={"a": 1})
+    contents = set()
+    for number in range(12):
+        delta.to_lora(tmp_path / str(number), module)
+        contents.add((tmp_path / str(number) / WEIGHTS).read_bytes())
+    assert len(contents) == 1
+    written = json.loads((tmp_path / "0" / "adapter_config.json").read_text())
+    assert written["target_modules"] == [str(layer) for layer in range(8)]
+    assert Delta.of_lora(tmp_path / "0").info == {"a": 1}

@@ -4,7 +4,10 @@ import csv
 import errno
 import os
 import stat
+import subprocess
+import sys
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -231,3 +234,79 @@ def test_what_a_killed_process_left_is_swept(tmp_path: Path) -> None:
         path.write_text("whole")
     files.remove_leftovers(tmp_path)
     assert sorted(path for path in tmp_path.rglob("*") if path.is_file()) == sorted(kept)
+
+
+def test_what_a_killed_process_left_of_a_folder_goes_and_what_it_had_moved_aside_comes_back(tmp_path: Path) -> None:
+    """The child is killed between the two renames, when the old folder has another name and the new one is not there yet."""
+    target, beside = tmp_path / "mo[del", tmp_path / ".another.tmp"
+    beside.mkdir()
+    with atomic_folder(target) as temporary:
+        (temporary / "which").write_text("old")
+    script = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from weightsmith import files\n"
+        "replace, calls = os.replace, []\n"
+        "def killed(*paths):\n"
+        "    calls.append(1)\n"
+        "    if len(calls) == 2: os.kill(os.getpid(), 9)\n"
+        "    replace(*paths)\n"
+        "files.os.replace = killed\n"
+        "with files.atomic_folder(Path(sys.argv[1])) as temporary:\n"
+        "    (temporary / 'which').write_text('new')\n"
+    )
+    assert subprocess.run([sys.executable, "-c", script, target], check=False).returncode == -9
+    assert not target.exists()
+    assert len(names(tmp_path)) == 3
+    with pytest.raises(ValueError, match="stop"), atomic_folder(target):
+        raise ValueError("stop")
+    assert (target / "which").read_text() == "old"
+    assert names(tmp_path) == [".another.tmp", "mo[del"]
+    assert subprocess.run([sys.executable, "-c", script, target], check=False).returncode == -9
+    files.remove_leftovers(tmp_path)
+    assert (target / "which").read_text() == "old"
+    assert names(tmp_path) == ["mo[del"]
+
+
+def test_what_a_killed_process_left_of_a_file_goes(tmp_path: Path) -> None:
+    """Also where a file was written by way of another."""
+    script = (
+        "import os, sys\n"
+        "from pathlib import Path\n"
+        "from weightsmith.files import atomic_path\n"
+        "with atomic_path(Path(sys.argv[1])) as one, atomic_path(one) as two:\n"
+        "    one.write_text('1'), two.write_text('2')\n"
+        "    os.kill(os.getpid(), 9)\n"
+    )
+    write_text(tmp_path / "b.onnx", "kept")
+    assert subprocess.run([sys.executable, "-c", script, tmp_path / "a.onnx"], check=False).returncode == -9
+    assert len(names(tmp_path)) == 3
+    files.remove_leftovers_of(tmp_path / "b.onnx")
+    assert len(names(tmp_path)) == 3
+    files.remove_leftovers_of(tmp_path / "a.onnx")
+    assert names(tmp_path) == ["b.onnx"]
+
+
+def test_what_a_living_process_writes_is_left_alone(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    with atomic_folder(target) as first:
+        (first / "which").write_text("first")
+        with atomic_folder(target) as second:
+            (second / "which").write_text("second")
+        assert (first / "which").read_text() == "first"
+    assert (target / "which").read_text() == "first"
+    elsewhere = tmp_path / f".model.{'0' * 8}-99999999-abc.tmp"  # of another machine
+    elsewhere.mkdir()
+    with atomic_folder(target) as third:
+        (third / "which").write_text("third")
+    assert names(tmp_path) == [elsewhere.name, "model"]
+
+
+def test_what_is_a_day_old_is_abandoned(tmp_path: Path) -> None:
+    young, old = tmp_path / ".a.tmp", tmp_path / ".b.tmp"
+    for path in (young, old):
+        path.write_text("half")
+    os.utime(old, (time.time() - 25 * 3600,) * 2)
+    files.remove_abandoned(tmp_path)
+    files.remove_abandoned(tmp_path / "nowhere")
+    assert names(tmp_path) == [".a.tmp"]

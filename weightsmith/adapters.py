@@ -14,11 +14,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import any_tensors, atomic_folder, understood
+from weightsmith.files import any_tensors, atomic_folder, save_tensors, understood
 
 _FORMAT = "weightsmith-lora-1"
 _CONFIG, _WEIGHTS, _PICKLE = "adapter_config.json", "adapter_model.safetensors", "adapter_model.bin"
@@ -97,6 +96,7 @@ def write_adapter(
         base_model_name_or_path=base_model,
         inference_mode=True,
     )
+    config.target_modules = sorted(ranks)  # PEFT makes it a set, and would write it in another order in each process
     tensors: dict[str, Tensor] = {}
     for layer, (down, up) in adapter.factors.items():
         unscaled = 1.0 if alpha is None else ranks[layer] / alpha
@@ -114,7 +114,7 @@ def write_adapter(
     }
     with atomic_folder(folder) as temporary:
         config.save_pretrained(temporary)
-        save_file(tensors, temporary / _WEIGHTS, metadata={"format": "pt", "weightsmith": json.dumps(header)})
+        save_tensors(temporary / _WEIGHTS, tensors, {"format": "pt", "weightsmith": json.dumps(header)})
 
 
 def read_adapter(folder: Path | str) -> Adapter:

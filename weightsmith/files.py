@@ -6,9 +6,13 @@ import csv
 import errno
 import json
 import os
+import platform
+import re
 import shutil
 import tempfile
+import time
 import uuid
+import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
@@ -23,6 +27,12 @@ _LONGEST_CAUSE = 300
 """Characters of another library's words in a sentence: some of them quote what they read."""
 CHUNK = 2 * 2**20
 """Bytes moved at a time when a file is streamed."""
+
+_ABANDONED_AFTER = 24 * 3600
+"""Seconds after which nobody is writing a temporary file any more."""
+
+_MACHINE = f"{zlib.crc32(platform.node().encode()):08x}"
+_LEFT = re.compile(r"\.(?P<name>.+)\.(?P<machine>[0-9a-f]{8})-(?P<process>\d+)-[^.]+\.(?P<what>tmp|old)", re.DOTALL)
 
 _WRITTEN: ContextVar[list[Path] | None] = ContextVar("written", default=None)
 """Where the targets of writes are noted, while somebody wants to know."""
@@ -67,7 +77,7 @@ def replacing(target: Path) -> Iterator[Path]:
         OSError: the folder cannot be made, or the file cannot be moved into place.
     """
     target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{os.getpid()}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = target.with_name(f"{_stem(target)}{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
         temporary.chmod(0o666 & ~_umask())  # safetensors makes files that only their owner may read
@@ -100,11 +110,15 @@ def atomic_path(target: Path | str) -> Iterator[Path]:
 
 @contextmanager
 def atomic_folder(target: Path | str) -> Iterator[Path]:
-    """Like `atomic_path` for a folder: the old one, if any, is replaced only when the new one is complete."""
+    """Like `atomic_path` for a folder: the old one, if any, is replaced only when the new one is complete.
+
+    What processes that were killed while they wrote this folder have left is removed before.
+    """
     target = Path(target)
     with explained(target):
         target.parent.mkdir(parents=True, exist_ok=True)
-        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=f".{target.name}.", suffix=".tmp"))
+        remove_leftovers_of(target)
+        temporary = Path(tempfile.mkdtemp(dir=target.parent, prefix=_stem(target), suffix=".tmp"))
         old = temporary.with_suffix(".old")
         try:
             yield temporary
@@ -125,6 +139,40 @@ def remove_leftovers(folder: Path) -> None:
     """Remove what killed processes left half-written below a folder that this process has for itself."""
     for left in sorted(folder.rglob(".*.tmp")):
         remove(left)
+    for old in sorted(folder.rglob(".*.old")):
+        found = _LEFT.fullmatch(old.name)
+        if found:
+            _put_back(old, old.with_name(found["name"]))
+
+
+def remove_leftovers_of(target: Path) -> None:
+    """Remove what killed processes of this machine left half-written of a file or folder that others may be writing as well.
+
+    A folder that one of them had moved aside, and not replaced yet, comes back.
+    """
+    for left in sorted(target.parent.glob(".*.*")):
+        found = _LEFT.fullmatch(left.name)
+        if found is None or found["machine"] != _MACHINE or _lives(int(found["process"])):
+            continue
+        name = found["name"]
+        while inner := _LEFT.fullmatch(name):  # a temporary file that was itself written by way of one
+            name = inner["name"]
+        if name != target.name:
+            continue
+        if found["what"] == "old":
+            _put_back(left, target)
+        else:
+            remove(left)
+
+
+def remove_abandoned(folder: Path) -> None:
+    """Remove what killed processes left half-written in a folder that others may be writing to: what is a day old."""
+    for left in folder.glob(".*.tmp"):
+        try:
+            if time.time() - left.stat().st_mtime > _ABANDONED_AFTER:
+                remove(left)
+        except OSError:
+            continue  # its owner was faster, or it is not ours to remove
 
 
 def write_text(target: Path | str, text: str) -> None:
@@ -151,6 +199,25 @@ def read_csv(path: Path | str) -> list[dict[str, str]]:
     """The rows of a CSV file as text."""
     with Path(path).open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
+
+
+def save_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, str]) -> None:
+    """Write a safetensors file whose bytes depend on its content alone, for use inside `atomic_path` or `atomic_folder`.
+
+    safetensors itself writes several entries of metadata in an order that differs from process to process.
+    """
+    from safetensors.torch import save_file
+
+    save_file(dict(tensors), path, metadata=dict(metadata))
+    with path.open("rb+") as file:
+        room = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(room))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) > room:
+            raise ValueError(f"the header of {path} does not fit into its {room} bytes")
+        file.seek(8)
+        file.write(text.ljust(room))
 
 
 def read_tensors(path: Path | str, wanted: str) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -209,14 +276,40 @@ def explained(target: Path) -> Iterator[None]:
     except Exception as error:
         if disk_is_full(error):
             raise WeightsmithError(
-                f"the disk that holds {target.parent} is full: free some space and run the command again; "
-                "nothing was half-written"
+                f"{target} cannot be written, because the disk that holds it is full: free some space, or choose another "
+                "disk (--runs-dir, --cache-dir, --out), and run the command again; nothing was half-written"
             ) from error
         if not isinstance(error, OSError):
             raise
         if error.errno in (errno.EACCES, errno.EROFS, errno.EPERM):
             raise WeightsmithError(f"{target} cannot be written: choose another folder or change its rights") from error
         raise
+
+
+def _stem(target: Path) -> str:
+    """How the names of temporary files begin: they say what is written, and by which process of which machine."""
+    return f".{target.name}.{_MACHINE}-{os.getpid()}-"
+
+
+def _put_back(old: Path, target: Path) -> None:
+    """What was moved aside for a new folder that never came."""
+    if target.exists():
+        remove(old)
+    else:
+        os.replace(old, target)
+
+
+def _lives(process: int) -> bool:
+    """Whether a process of this machine is still there; True where that cannot be known."""
+    if os.name != "posix":
+        return True
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except (PermissionError, OverflowError):
+        pass
+    return True
 
 
 def remove(path: Path) -> None:

@@ -67,7 +67,8 @@ def test_unpacking_happens_once(arrays: Arrays, save: Save, tmp_path: Path) -> N
     path = save(arrays)
     open_npz(path, tmp_path / "cache", memory_limit=0)
     written = {file: file.stat().st_mtime_ns for file in files_below(tmp_path / "cache")}
-    assert sorted(file.name for file in written) == ["test_images.npy", "train_images.npy", "val_images.npy"]
+    unpacked = ["test_images.npy", "train_images.npy", "val_images.npy"]
+    assert sorted(file.name for file in written if file.suffix == ".npy") == unpacked
     assert {file.parent.name for file in written} == {fingerprint(path)}
     open_npz(path, tmp_path / "cache", memory_limit=0)
     assert {file: file.stat().st_mtime_ns for file in files_below(tmp_path / "cache")} == written
@@ -78,7 +79,7 @@ def test_unpacking_at_the_same_time_does_no_harm(arrays: Arrays, save: Save, tmp
     with ThreadPoolExecutor(4) as pool:
         read = list(pool.map(lambda _: open_npz(path, tmp_path / "cache", memory_limit=0), range(8)))
     assert all(np.array_equal(each["train_images"], arrays["train_images"]) for each in read)
-    assert len(files_below(tmp_path / "cache")) == 3
+    assert len([path for path in files_below(tmp_path / "cache") if path.suffix == ".npy"]) == 3
 
 
 def test_an_unpacked_file_of_another_size_is_unpacked_again(arrays: Arrays, save: Save, tmp_path: Path) -> None:
@@ -89,13 +90,62 @@ def test_an_unpacked_file_of_another_size_is_unpacked_again(arrays: Arrays, save
     assert np.array_equal(open_npz(path, tmp_path / "cache", 0)["train_images"], arrays["train_images"])
 
 
-def test_an_unpacked_file_that_is_damaged_is_named(arrays: Arrays, save: Save, tmp_path: Path) -> None:
+def _zeros(targets: dict[str, Path]) -> None:
+    targets["train"].write_bytes(b"\0" * targets["train"].stat().st_size)
+
+
+def _one_byte(targets: dict[str, Path]) -> None:
+    with targets["val"].open("rb+") as file:
+        file.seek(-1, 2)
+        last = file.read(1)
+        file.seek(-1, 2)
+        file.write(bytes([last[0] ^ 1]))
+
+
+def _swapped(targets: dict[str, Path]) -> None:
+    aside = targets["val"].with_name("aside")
+    targets["val"].rename(aside)
+    targets["test"].rename(targets["val"])
+    aside.rename(targets["test"])
+
+
+def _no_marks(targets: dict[str, Path]) -> None:
+    """As an earlier version left it, and damaged."""
+    _one_byte(targets)
+    for target in targets.values():
+        target.with_suffix(".checked").unlink()
+
+
+@pytest.mark.parametrize("damage", [_zeros, _one_byte, _swapped, _no_marks])
+def test_an_unpacked_file_that_is_another_is_unpacked_again(
+    arrays: Arrays,
+    save: Save,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    damage: Callable[[dict[str, Path]], None],
+) -> None:
+    arrays["test_images"], arrays["test_labels"] = arrays["val_images"] + 1, arrays["val_labels"]
     path = save(arrays)
     open_npz(path, tmp_path / "cache", memory_limit=0)
-    target = tmp_path / "cache" / "npz" / fingerprint(path) / "train_images.npy"
-    target.write_bytes(b"\0" * target.stat().st_size)
-    with pytest.raises(WeightsmithError, match=r"train_images\.npy.*remove it"):
-        open_npz(path, tmp_path / "cache", 0)
+    folder = tmp_path / "cache" / "npz" / fingerprint(path)
+    damage({part: folder / f"{part}_images.npy" for part in ("train", "val", "test")})
+    read = open_npz(path, tmp_path / "cache", 0)
+    assert all(np.array_equal(read[f"{part}_images"], arrays[f"{part}_images"]) for part in ("train", "val", "test"))
+    assert "damaged and unpacked again" in caplog.text
+    caplog.clear()
+    open_npz(path, tmp_path / "cache", 0)
+    assert not caplog.text
+
+
+def test_an_unpacked_file_of_an_earlier_version_is_kept(arrays: Arrays, save: Save, tmp_path: Path) -> None:
+    path = save(arrays)
+    open_npz(path, tmp_path / "cache", memory_limit=0)
+    for mark in tmp_path.rglob("*.checked"):
+        mark.unlink()
+    before = {file: file.stat().st_mtime_ns for file in files_below(tmp_path / "cache")}
+    open_npz(path, tmp_path / "cache", memory_limit=0)
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+    assert len(list(tmp_path.rglob("*.checked"))) == 3
 
 
 @pytest.mark.parametrize("interruption", [KeyboardInterrupt(), OSError(errno.ENOSPC, "No space left on device")])

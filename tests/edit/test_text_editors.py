@@ -140,7 +140,11 @@ def test_prefixes_are_the_same_for_the_same_model_and_seed(text_model: Model, tm
     assert first == generated_prefixes(text_model, ((8, 3), (2, 1)), 7, tmp_path / "b")  # made again
     assert first == generated_prefixes(text_model, ((8, 3), (2, 1)), 7, tmp_path / "a")  # kept
     assert first != generated_prefixes(text_model, ((8, 3), (2, 1)), 8, tmp_path / "a")
-    next((tmp_path / "a" / "prefixes").iterdir()).write_text("[1", encoding="utf-8")
+    one, two = (tmp_path / "a" / "prefixes").iterdir()
+    aside = one.rename(tmp_path / "aside")
+    two.rename(one)
+    aside.rename(two)
+    assert first == generated_prefixes(text_model, ((8, 3), (2, 1)), 7, tmp_path / "a")
     for damaged in (tmp_path / "a" / "prefixes").iterdir():
         damaged.write_text("[1", encoding="utf-8")
     assert first == generated_prefixes(text_model, ((8, 3), (2, 1)), 7, tmp_path / "a")

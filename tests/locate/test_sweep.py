@@ -770,22 +770,28 @@ def test_a_checkpoint_of_another_sweep_is_refused(
         sweep(model, cases, sites, **options)
 
 
-def test_a_damaged_checkpoint_is_told(
-    tiny_model: Callable[..., Model], random_pixels: Callable[..., Tensor], tmp_path: Path
-) -> None:
+def test_a_damaged_checkpoint_is_told_and_measured_again(
+    tiny_model: Callable[..., Model], random_pixels: Callable[..., Tensor], tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
     model, sites = tiny_model("vit"), [Site("resid.out", 0)]
     cases = few_cases(model, random_pixels, NOISE)
-    sweep(model, cases, sites, min_gap=0.0, checkpoint=tmp_path)
+    undisturbed = sweep(model, cases, sites, min_gap=0.0, checkpoint=tmp_path)
     (piece,) = tmp_path.iterdir()
     whole = piece.read_bytes()
-    for damage in (whole[:-20], b"", whole[20:], b"nothing of ours"):
+    flipped = bytearray(whole)
+    flipped[-1] ^= 64
+    save_file({"kept": torch.ones(2)}, tmp_path / "other")
+    other = (tmp_path / "other").read_bytes()
+    (tmp_path / "other").unlink()
+    for damage in (whole[:-20], b"", whole[20:], b"nothing of ours", bytes(flipped), other):
         piece.write_bytes(damage)
-        with pytest.raises(WeightsmithError, match="damaged") as told:
-            sweep(model, cases, sites, min_gap=0.0, checkpoint=tmp_path)
-        assert str(piece) in str(told.value)
-    save_file({"kept": torch.ones(2)}, piece)
-    with pytest.raises(WeightsmithError, match="another safetensors file"):
-        sweep(model, cases, sites, min_gap=0.0, checkpoint=tmp_path)
+        caplog.clear()
+        again = sweep(model, cases, sites, min_gap=0.0, checkpoint=tmp_path)
+        assert "finished cases are measured again" in caplog.text
+        assert str(piece) in caplog.text
+        assert all(torch.equal(again.restored[name], undisturbed.restored[name]) for name in undisturbed.restored)
+        assert piece.read_bytes() == whole
 
 
 # --- what it costs --------------------------------------------------------------------------------------------------

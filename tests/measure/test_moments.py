@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
+import os
 import shutil
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -384,7 +386,13 @@ def _other_batches(path: Path) -> None:
     _rewritten(path, load_file(path), samples=3)
 
 
-ENTRY_DAMAGES = [_truncate, _empty, _other_site, _no_header, _nan, _other_tensors, _not_square]
+def _one_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(bytes(content))
+
+
+ENTRY_DAMAGES = [_truncate, _empty, _other_site, _no_header, _nan, _other_tensors, _not_square, _one_bit]
 
 
 @pytest.mark.parametrize("damage", ENTRY_DAMAGES)
@@ -404,6 +412,51 @@ def test_a_damaged_entry_is_measured_again(
     assert torch.equal(first[0], again[0])
     assert "measured again" in caplog.text
     assert forwards(model, images, sites, tmp_path)[0] == 0, "the entry was mended"
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".partial"])
+def test_entries_of_two_models_that_change_places_are_measured_again(
+    tiny_model: TinyModel, samples_for: SamplesFor, tmp_path: Path, caplog: pytest.LogCaptureFixture, suffix: str
+) -> None:
+    """Both are whole, of one site and of one size."""
+    models, sites = [tiny_model("gpt2"), tiny_model("gpt2", seed=1)], [Site("mlp.key", 0)]
+    samples = samples_for(models[0], 8)
+    undisturbed = [key_moment(model, sites, samples, tmp_path / "other", 2) for model in models]
+    places = []
+    for model in models:
+        if suffix == ".partial":
+            with broken_off(2):
+                key_moment(model, sites, samples, tmp_path / "cache", 2)
+        else:
+            key_moment(model, sites, samples, tmp_path / "cache", 2)
+        places += [path for path in (tmp_path / "cache").rglob(f"*{suffix}") if path not in places]
+    one, two = places
+    aside = one.rename(one.with_name("aside"))
+    two.rename(one)
+    aside.rename(two)
+    for model, expected in zip(models, undisturbed, strict=True):
+        with count_blocks(model) as count:
+            assert same(key_moment(model, sites, samples, tmp_path / "cache", 2), expected)
+        assert count() == 8, "all of it is read again"
+    assert caplog.text.count("was kept as") == 2
+
+
+def test_a_cache_that_cannot_be_written_is_told_and_the_measure_holds(
+    tiny_model: TinyModel, samples_for: SamplesFor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:  # fmt: skip
+    model, sites = tiny_model("gpt2"), [Site("mlp.key", 0)]
+    samples = samples_for(model, 8)
+    undisturbed = key_moment(model, sites, samples, tmp_path / "other", 2)
+
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, "mkdir", refuse)
+        assert same(key_moment(model, sites, samples, tmp_path / "cache", 2), undisturbed)
+    assert not (tmp_path / "cache").exists()
+    assert "is not kept" in caplog.text
 
 
 # --- broken off and taken up again ---------------------------------------------------------------------------------

@@ -8,12 +8,13 @@ import sys
 
 from rich.logging import RichHandler
 
+from weightsmith.batches import REMEDY, out_of_memory
 from weightsmith.cli.exits import INTERRUPTED, REFUSED
 from weightsmith.cli.parsing import Call
 from weightsmith.cli.starting import collector_paused
 from weightsmith.cli.telling import tell, tell_error, tell_json
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import disk_is_full, recorded
+from weightsmith.files import cause_of, disk_is_full, recorded
 from weightsmith.progress import CONSOLE
 from weightsmith.ranks import led
 from weightsmith.run.outcome import Outcome
@@ -56,6 +57,12 @@ def _told(error: BaseException) -> tuple[str, int] | None:
         return told, INTERRUPTED.status
     if isinstance(error, FileExistsError | NotADirectoryError):
         told = f"{error.filename} cannot be used ({error.strerror}): a file is where a folder should be, give another place"
+        return told, REFUSED.status
+    if out_of_memory(error):
+        told = (
+            f"memory ran out ({cause_of(error)}): {REMEDY}; where the command knows --batch-size or --batch-memory, give less, "
+            "and --resume where it knows that"
+        )
         return told, REFUSED.status
     if isinstance(error, OSError) and disk_is_full(error):
         told = f"the disk is full ({error.filename or 'while writing'}): free some space and give --resume to go on"

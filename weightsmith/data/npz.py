@@ -7,17 +7,17 @@ import logging
 import math
 import os
 import shutil
-import time
 import zipfile
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
 
 from weightsmith.data.download import fetch_command
 from weightsmith.errors import WeightsmithError, near_path, perhaps
-from weightsmith.files import CHUNK, cause_of, disk_is_full, replacing
+from weightsmith.files import CHUNK, cause_of, disk_is_full, remove_abandoned, replacing, write_text
 from weightsmith.progress import progress
 
 logger = logging.getLogger(__name__)
@@ -252,7 +252,7 @@ def _unpack(
 ) -> None:
     """Stream the members into the cache. Raises OSError for the disk, `WeightsmithError` for the file."""
     folder.mkdir(parents=True, exist_ok=True)
-    _sweep(folder.glob(".*.tmp"))
+    remove_abandoned(folder)
     needed, free = sum(member.file_size for member in members.values()), shutil.disk_usage(folder).free
     if needed > free:
         raise WeightsmithError(
@@ -266,6 +266,7 @@ def _unpack(
                 for chunk in _chunks(path, archive, member):
                     out.write(chunk)
                     advance(len(chunk))
+            _leave_mark(targets[key], member)
 
 
 def _chunks(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> Iterator[bytes]:
@@ -276,14 +277,36 @@ def _chunks(path: Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo) -> It
 
 
 def _is_whole(target: Path, member: zipfile.ZipInfo) -> bool:
-    return target.is_file() and target.stat().st_size == member.file_size
+    """Whether a file is what the member was unpacked to; its bytes are read where nobody has looked since it was written."""
+    if not target.is_file():
+        return False
+    if _mark(target).is_file() and _read_mark(target) == _mark_of(target, member):
+        return True
+    crc = 0
+    with open(target, "rb") as file:
+        while chunk := file.read(CHUNK):
+            crc = zlib.crc32(chunk, crc)
+    if crc != member.CRC:
+        logger.warning("%s is damaged and unpacked again", target)
+        return False
+    _leave_mark(target, member)
+    return True
 
 
-def _sweep(leftovers: Iterable[Path]) -> None:
-    """Remove what a killed process could not remove itself."""
-    for leftover in leftovers:
-        try:
-            if time.time() - leftover.stat().st_mtime > _ABANDONED_AFTER:
-                leftover.unlink()
-        except FileNotFoundError:
-            continue  # its owner was faster
+def _mark(target: Path) -> Path:
+    return target.with_suffix(".checked")
+
+
+def _mark_of(target: Path, member: zipfile.ZipInfo) -> str:
+    stands = target.stat()
+    return f"{member.CRC:08x} {stands.st_size} {stands.st_mtime_ns}\n"
+
+
+def _read_mark(target: Path) -> str:
+    return _mark(target).read_text(encoding="utf-8", errors="replace")
+
+
+def _leave_mark(target: Path, member: zipfile.ZipInfo) -> None:
+    """Note that a file is whole; where that cannot be written it is read again another time."""
+    with suppress(WeightsmithError):
+        write_text(_mark(target), _mark_of(target, member))

@@ -15,7 +15,8 @@ from pathlib import Path
 import torch
 
 from weightsmith.errors import WeightsmithError, did_you_mean
-from weightsmith.files import atomic_path, default_cache_dir
+from weightsmith.files import default_cache_dir
+from weightsmith.measure.kept import keep_json, kept_json
 from weightsmith.models import Model
 from weightsmith.request import TextRequest
 
@@ -142,20 +143,16 @@ def generated_prefixes(
         return ()
     said = json.dumps([model.fingerprint(), [list(pair) for pair in lengths], seed, _STARTS])
     path = (cache_dir or default_cache_dir()) / "prefixes" / f"{hashlib.sha256(said.encode()).hexdigest()}.json"
-    try:
-        kept = json.loads(path.read_text(encoding="utf-8"))
-        if isinstance(kept, list) and all(isinstance(text, str) for text in kept):
-            return tuple(kept)
-    except (OSError, ValueError):
-        pass  # not there, or damaged: it is written again
+    kept = kept_json(path)
+    if isinstance(kept, list) and all(isinstance(text, str) for text in kept):
+        return tuple(kept)
     generator = torch.Generator().manual_seed(seed)
     texts = [
         _written(model, _STARTS[number % len(_STARTS)], tokens, generator)
         for tokens, count in lengths
         for number in range(count)
     ]
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(texts), encoding="utf-8")
+    keep_json(path, texts)
     return tuple(texts)
 
 

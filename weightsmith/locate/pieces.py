@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import json
+import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from safetensors.torch import save_file
 from torch import Tensor
 
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import atomic_path, read_tensors
+from weightsmith.measure.kept import keep_tensors, kept_tensors
 
-_FORMAT = "weightsmith-sweep-1"
+_log = logging.getLogger(__name__)
+_FORMAT = "weightsmith-sweep-2"
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Store:
         return self.folder / f"cases-{which[0]:06d}-{which[-1] + 1:06d}.safetensors"
 
     def load(self, which: Sequence[int]) -> Piece | None:
-        """A finished piece, None where there is none.
+        """A finished piece, None where there is none, or one that is damaged, which the log tells.
 
         Raises:
             WeightsmithError: it belongs to another sweep.
@@ -42,7 +42,11 @@ class Store:
         path = self.path(which)
         if not path.exists():
             return None
-        header, tensors = read_tensors(path, _FORMAT)
+        try:
+            header, tensors = kept_tensors(path, _FORMAT)
+        except WeightsmithError as error:
+            _log.warning("finished cases are measured again: %s", error)
+            return None
         if header["fingerprint"] != self.fingerprint:
             raise WeightsmithError(
                 f"{self.folder} holds cases of another sweep (other model, data, sites or options): give another folder, or "
@@ -52,6 +56,4 @@ class Store:
 
     def save(self, which: Sequence[int], piece: Piece) -> None:
         header = {"format": _FORMAT, "fingerprint": self.fingerprint}
-        tensors = {name: tensor.contiguous() for name, tensor in piece.tensors.items()}
-        with atomic_path(self.path(which)) as temporary:
-            save_file(tensors, temporary, metadata={"weightsmith": json.dumps(header)})
+        keep_tensors(self.path(which), piece.tensors, header, wanted=True)

@@ -11,6 +11,7 @@ from scipy.stats import spearmanr
 from torch import Tensor
 
 from weightsmith import ranks
+from weightsmith.batches import Fitting
 from weightsmith.effects import Effects
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.locate.cases import Cases, PromptCases, select
@@ -82,10 +83,10 @@ def screen(
         raise WeightsmithError("there are no sites to screen: name some with --sites")
     check_metric(metric)
     names = cases.names
-    rows, ends, classes = [], [], []
+    rows, ends, classes, fitting = [], [], [], Fitting("cases are screened")
     with progress(f"screening by {method}", len(names)) as advance:
         guesses = ranks.dealt(
-            _guess, _chunks(cases), lambda which: (model, select(cases, which), sites, method, metric, steps)
+            _guessed, _chunks(cases), lambda which: (model, select(cases, which), sites, method, metric, steps, fitting)
         )
         for which, (values, gap, decision) in guesses:
             rows.append(values)
@@ -184,6 +185,18 @@ def _order(values: Tensor) -> list[int]:
 def _chunks(cases: Cases) -> list[list[int]]:
     size = 1 if isinstance(cases, PromptCases) else max(1, _BATCH // cases.samples)
     return [list(range(i, min(i + size, len(cases.names)))) for i in range(0, len(cases.names), size)]
+
+
+def _guessed(
+    model: Model, cases: Cases, sites: Sequence[Site], method: str, metric: str, steps: int, fitting: Fitting
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`_guess` in as many passes as memory needs."""
+
+    def guess(part: slice) -> tuple[Tensor, Tensor, Tensor]:
+        return _guess(model, select(cases, list(range(part.start, part.stop))), sites, method, metric, steps)
+
+    values, ends, classes = zip(*fitting.parts(guess, len(cases.names)), strict=True)
+    return torch.cat(values), torch.cat(ends, 1), torch.cat(classes, 1)
 
 
 def _guess(

@@ -6,7 +6,7 @@ import hashlib
 import json
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from weightsmith import ranks
+from weightsmith.batches import REMEDY, Fitting, tried
 from weightsmith.effects import Effects
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.locate.cases import UNDECIDED, Cases, PromptCases, select
@@ -156,6 +157,8 @@ class _Run:
     floor: float
     sever: tuple[str, ...]
     memory: int | None
+    together: int | None = None  # noise samples at most, where memory has shown that it holds no more
+    fitting: Fitting = field(default_factory=lambda: Fitting("cases are traced"))
 
     def check(self) -> None:
         """Every bad site is told before any work is done."""
@@ -183,6 +186,21 @@ class _Run:
             return self, which
         return replace(self, cases=select(self.cases, which)), list(range(len(which)))
 
+    def fitted(self, which: list[int]) -> Piece:
+        """`piece`; a single case that memory does not hold has fewer of its noise samples at a time."""
+        if len(which) > 1:
+            return self.piece(which)
+        run, together = self, self.cases.samples
+        while (done := tried(run.piece, which)) is None:
+            self.fitting.tell(1)
+            if together == 1:
+                raise WeightsmithError(
+                    f"memory ran out while a single case was traced: {REMEDY}, or give fewer --sites"
+                )
+            together //= 2
+            run = replace(self, together=together)
+        return done[0]
+
     def piece(self, which: list[int]) -> Piece:
         """Measure some cases."""
         clean, corrupted = self.cases.embedded(which)
@@ -195,7 +213,8 @@ class _Run:
         kinds = {write.kind for target in every for write in target.writes if write.clean}
         held = {write.kind for target in every for write in target.writes if not write.clean}
         # A single case whose noise samples do not fit is measured in slices of them.
-        slices = torch.split(torch.arange(samples), max(1, self._budget() // (n * self._input_bytes(which[0]))))
+        most = max(1, self._budget() // (n * self._input_bytes(which[0])))
+        slices = torch.split(torch.arange(samples), min(most, self.together or most))
         decision = None if len(slices) == 1 else self._decision(which, clean, corrupted)
         sums = {name: torch.zeros(n, len(every), dtype=torch.float64) for name in self.metrics}
         ends = {name: torch.zeros(2, n, dtype=torch.float64) for name in self.metrics}
@@ -233,10 +252,7 @@ class _Run:
         return Piece(tensors)
 
     def joined(self, pieces: Sequence[Piece]) -> Sweep:
-        joined = {
-            name: torch.cat([piece.tensors[name] for piece in pieces], 1 if name.startswith("ends.") else 0)
-            for name in pieces[0].tensors
-        }
+        joined = _together(pieces)
         kept = joined["kept"].bool()
         names = self.cases.names
         gaps = zip(names, joined["gap"].tolist(), kept.tolist(), strict=True)
@@ -309,7 +325,7 @@ class _Run:
             if target.restores_all:
                 for name in self.metrics:
                     table[name][:, place[id(target)]] = clean[name]
-        size = max(1, self._lane_budget() // lanes.lane_bytes())
+        size, fitting = max(1, self._lane_budget() // lanes.lane_bytes()), Fitting("places are restored")
         for group in groups(target for target in every if not target.restores_all):
             todo = [
                 (target, case, case * samples + sample)
@@ -320,19 +336,33 @@ class _Run:
             ]
             starts = [_begin(target, first[row], tokens) if causal else 0 for target, row, _ in todo]
             for begin, chunk in _chunked(todo, starts, size, tokens):
-                case = torch.tensor([entry[1] for entry in chunk], device=device)
-                base = torch.tensor([entry[2] for entry in chunk], device=device)
-                logits = lanes.run(Batch(base, case, [target.writes for target, _, _ in chunk], begin))
-                column = torch.tensor([place[id(target)] for target, _, _ in chunk], device=device)
-                asked = decision.at(case)
-                for name in self.metrics:
-                    values = (asked.measure(name, logits) - unpatched[name][case]) / samples
-                    table[name].index_put_((case, column), values, accumulate=True)
+
+                def measured(
+                    which: slice, begin: int = begin, chunk: list[_Lane] = chunk
+                ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+                    part = chunk[which]
+                    case = torch.tensor([entry[1] for entry in part], device=device)
+                    base = torch.tensor([entry[2] for entry in part], device=device)
+                    logits = lanes.run(Batch(base, case, [target.writes for target, _, _ in part], begin))
+                    column = torch.tensor([place[id(target)] for target, _, _ in part], device=device)
+                    asked = decision.at(case)
+                    return case, column, {name: asked.measure(name, logits) for name in self.metrics}
+
+                for case, column, values in fitting.parts(measured, len(chunk)):
+                    for name in self.metrics:
+                        change = (values[name] - unpatched[name][case]) / samples
+                        table[name].index_put_((case, column), change, accumulate=True)
         return {name: values.cpu() for name, values in table.items()}
 
     def _decision(self, which: list[int], clean: Tensor, corrupted: Tensor) -> Decision:
         logits = self.model.run_from(0, clean)
-        runs = [self.model.run_from(0, piece).sum(0) for row in corrupted for piece in row.split(8)]
+        fitting = Fitting("cases are decided")
+
+        def summed(inputs: Tensor) -> Tensor:
+            parts = fitting.parts(lambda which: self.model.run_from(0, inputs[which]).sum(0), len(inputs))
+            return torch.stack(list(parts)).sum(0)
+
+        runs = [summed(piece) for row in corrupted for piece in row.split(8)]
         each = torch.stack(runs).view(len(corrupted), -1, logits.shape[1]).sum(1) / corrupted.shape[1]
         return decided(self.cases, which, logits, each)
 
@@ -359,8 +389,16 @@ class _Run:
 
 @torch.no_grad()
 def _piece_of(run: _Run, which: list[int]) -> Piece:
-    """One process's share of a sweep."""
-    return run.piece(which)
+    """One process's share of a sweep, in as many passes as memory needs: how it is cut says nothing of where it is kept."""
+    return Piece(_together(list(run.fitting.parts(lambda part: run.fitted(which[part]), len(which)))))
+
+
+def _together(pieces: Sequence[Piece]) -> dict[str, Tensor]:
+    """The tensors of several pieces, in their order; those of the ends have their cases along the second axis."""
+    return {
+        name: torch.cat([piece.tensors[name] for piece in pieces], 1 if name.startswith("ends.") else 0)
+        for name in pieces[0].tensors
+    }
 
 
 def lanes_for(model: Model, clean: Tensor, corrupted: Tensor, kinds: set[str], held: set[str]) -> Lanes:

@@ -18,15 +18,16 @@ from weightsmith import mapped, ranks
 from weightsmith.data.images import ImageSet
 from weightsmith.data.texts import TextSet
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import default_cache_dir, read_tensors
+from weightsmith.files import default_cache_dir, remove_abandoned
 from weightsmith.measure.convergence import Convergence
+from weightsmith.measure.kept import keep_tensors, kept_tensors
 from weightsmith.measure.reading import read_alone, read_shared
-from weightsmith.measure.sums import RunningSum, write_tensors
+from weightsmith.measure.sums import RunningSum
 from weightsmith.models import Model
 from weightsmith.progress import progress
 from weightsmith.site import Site
 
-_FORMAT = "weightsmith-moment-2"
+_FORMAT = "weightsmith-moment-3"
 _SEED = 0
 """Of the order in which samples are read when a convergence rule may stop early."""
 
@@ -79,7 +80,8 @@ def key_moment(
     populations (see `mixed`). Products are taken in float32 over short blocks of keys and summed in float64.
 
     Results are cached by content: weights, samples, site, dtype, and the rule where there is one. A second model, another
-    subset or an edited weight has another key, and an entry that is damaged is measured again. Sums are put aside while
+    subset or an edited weight has another key, and an entry that is damaged, or is another one than its name says, is
+    measured again. Sums are put aside while
     they grow, and whenever the call is broken off; the next call goes on from there and ends with the same bits.
 
     Args:
@@ -106,13 +108,15 @@ def key_moment(
     found = {site: moment for site, path in paths.items() if (moment := _cached(path, site)) is not None}
     partial = {site: path.with_suffix(f".{size}.partial") for site, path in paths.items() if site not in found}
     groups = _groups(model, list(partial))
+    if groups:
+        remove_abandoned(folder)
     for group in groups:
         with closing(_measured(model, {site: partial[site] for site in group}, samples, size, until)) as finished:
             for moment in finished:
                 found[moment.site] = moment
                 header = {key: value for key, value in vars(moment).items() if key not in ("site", "matrix")}
                 header |= {"format": _FORMAT, "site": str(moment.site)}
-                write_tensors(paths[moment.site], {"matrix": moment.matrix}, header)
+                keep_tensors(paths[moment.site], {"matrix": moment.matrix}, header)
                 for path in folder.glob(f"{paths[moment.site].stem}.*.partial"):
                     path.unlink(missing_ok=True)
                 if len(groups) > 1:  # from the file, where the system may leave it
@@ -294,12 +298,11 @@ def _cached(path: Path, site: Site) -> Moment | None:
     if not path.exists():
         return None
     try:
-        header, tensors = read_tensors(path, _FORMAT)
+        header, tensors = kept_tensors(path, _FORMAT)
         matrix = tensors["matrix"]
         square = matrix.ndim == 2 and matrix.shape[0] == matrix.shape[1] and matrix.dtype == torch.float64
         if header.pop("site") != str(site) or not square or not bool(torch.isfinite(matrix).all()):
             raise WeightsmithError(f"{path} is not the moment of {site}")
-        del header["format"]
         return Moment(site, matrix, **header)
     except (WeightsmithError, KeyError, TypeError) as error:
         _log.warning("cached key statistics are measured again: %s", error)

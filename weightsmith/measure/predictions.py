@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from weightsmith import ranks
+from weightsmith.batches import Fitting
 from weightsmith.data.images import ImageSet
 from weightsmith.errors import WeightsmithError
 from weightsmith.models import Model
@@ -82,10 +83,14 @@ def predict(model: Model, images: ImageSet, batch_size: int = BATCH, title: str 
 @torch.no_grad()
 def _logits(model: Model, images: ImageSet, batch_size: int, title: str) -> Tensor:
     """(n, classes) float32."""
-    pieces = [torch.empty(0, model.n_classes)]
+    pieces, fitting = [torch.empty(0, model.n_classes)], Fitting("predicting")
     with progress(title, len(images)) as advance:
         for pixels, labels in images.batches(batch_size):
-            pieces.append(model.logits(model.preprocess(pixels, model.device)).float().cpu())
+
+            def answered(which: slice, pixels: Tensor = pixels) -> Tensor:
+                return model.logits(model.preprocess(pixels[which], model.device)).float().cpu()
+
+            pieces += fitting.parts(answered, len(labels))
             advance(len(labels))
     return torch.cat(pieces)
 

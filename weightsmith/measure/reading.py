@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from weightsmith import ranks
+from weightsmith.batches import Fitting
 from weightsmith.data.images import ImageSet
 from weightsmith.data.texts import TextSet
 from weightsmith.measure.convergence import Convergence
@@ -21,6 +22,7 @@ from weightsmith.site import Site
 _FIRST_BATCHES = 4
 """Of each process in the first round, whose time says how long the next may be."""
 
+_TITLE = "key statistics are taken"
 _ROUND_SECONDS = 15.0
 """Until the processes' sums are put together, about: what a kill may cost."""
 
@@ -37,12 +39,12 @@ def read_alone(
 
     Sums whose samples were put aside further on join on the way; the caller may take finished ones out of the list.
     """
+    fitting = Fitting(_TITLE)
     for inputs in _inputs(model, samples, done, size):
         active = [running for running in sums if running.samples == done]
-        seen = record_until(model, inputs, [running.site for running in active]) if active else {}
+        if active:
+            _add(model, inputs, active, fitting)
         done += len(inputs)
-        for running in active:
-            running.add(seen.pop(running.site), len(inputs))
         yield len(inputs)
 
 
@@ -94,12 +96,19 @@ def _cut(done: int, end: int, size: int) -> list[tuple[int, int]]:
 @torch.no_grad()
 def _sums_of(model: Model, sites: Sequence[Site], samples: ImageSet | TextSet, size: int) -> list[RunningSum]:
     """One process's share: the sums of its samples."""
-    sums = [RunningSum(site) for site in sites]
+    sums, fitting = [RunningSum(site) for site in sites], Fitting(_TITLE)
     for inputs in _inputs(model, samples, 0, size) if len(samples) else ():
-        seen = record_until(model, inputs, sites)
-        for running in sums:
-            running.add(seen.pop(running.site), len(inputs))
+        _add(model, inputs, sums, fitting)
     return sums
+
+
+def _add(model: Model, inputs: Tensor, sums: Sequence[RunningSum], fitting: Fitting) -> None:
+    """Read the keys of a batch into the sums, in as many passes as memory needs."""
+    sites = [running.site for running in sums]
+    for seen in fitting.parts(lambda which: record_until(model, inputs[which], sites), len(inputs)):
+        for running in sums:
+            keys = seen.pop(running.site)
+            running.add(keys, len(keys))
 
 
 def _inputs(model: Model, samples: ImageSet | TextSet, done: int, size: int) -> Iterator[Tensor]:

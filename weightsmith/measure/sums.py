@@ -14,11 +14,12 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import atomic_path, read_tensors
+from weightsmith.files import atomic_path
 from weightsmith.measure.convergence import Convergence, Look
+from weightsmith.measure.kept import keep_tensors, kept_tensors
 from weightsmith.site import Site
 
-_FORMAT = "weightsmith-moment-partial-1"
+_FORMAT = "weightsmith-moment-partial-2"
 _BLOCK = 1024
 """Keys whose products are summed in float32 before they join the float64 sum: within 2e-7 of float64 all the way (relative,
 Frobenius, 3,072-wide normal or GELU keys), at a third of its time."""
@@ -111,7 +112,7 @@ class RunningSum:
         if self.last is not None:
             tensors["basis"] = self.last.basis
             header["look"] = {key: value for key, value in vars(self.last).items() if key != "basis"}
-        write_tensors(path, tensors, {"format": _FORMAT} | header)
+        keep_tensors(path, tensors, {"format": _FORMAT} | header)
 
     @classmethod
     def load(cls, path: Path, site: Site, samples: int, batch_size: int) -> RunningSum:
@@ -124,7 +125,7 @@ class RunningSum:
         if not path.exists():
             return fresh
         try:
-            header, tensors = read_tensors(path, _FORMAT)
+            header, tensors = kept_tensors(path, _FORMAT)
             found, total = cls(site), tensors["total"]
             found.samples, found.count, found._total = int(header["samples"]), int(header["count"]), total
             if header["look"] is not None:

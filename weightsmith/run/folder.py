@@ -8,8 +8,9 @@ import os
 import platform
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -71,7 +72,8 @@ class RunFolder:
             self.path.mkdir(parents=True, exist_ok=True)
         lock = FileLock(self.path / ".lock")
         try:
-            lock.acquire(timeout=0)
+            with explained(self.path / ".lock"):
+                lock.acquire(timeout=0)
         except Timeout as error:
             raise WeightsmithError(f"another process is working on {self.path}: {remedy}") from error
         try:
@@ -85,7 +87,7 @@ class RunFolder:
         """Write the library's log to `log.txt` as well while the block runs."""
         with explained(self.logs):
             self.logs.mkdir(parents=True, exist_ok=True)
-            handler = logging.FileHandler(self.logs / "log.txt", encoding="utf-8")
+            handler = _LogFile(self.logs / "log.txt", encoding="utf-8")
         handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
         root = logging.getLogger("weightsmith")
         root.addHandler(handler)
@@ -221,6 +223,18 @@ class RunFolder:
         """Remove results of a stage that is redone."""
         for path in paths:
             remove(path)
+
+
+class _LogFile(logging.FileHandler):
+    """A log whose disk may be full: lines that find no room are lost, and nobody is shown a traceback for them."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802  (logging calls it so)
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        with suppress(OSError):  # what waits to be written is tried once more
+            super().close()
 
 
 def _entries(path: Path) -> dict[str, Any]:

@@ -29,9 +29,9 @@ from weightsmith.evaluate import (
     recommend,
 )
 from weightsmith.evaluate.confidence import BINS
-from weightsmith.files import read_tensors, write_json
+from weightsmith.files import write_json
 from weightsmith.measure import Cost, Interval, Latency, Predictions, latencies
-from weightsmith.measure.sums import write_tensors
+from weightsmith.measure.kept import keep_tensors, kept_tensors
 from weightsmith.models import Model
 from weightsmith.run.cells import columns, key_of, told
 from weightsmith.run.tables import MANY
@@ -58,7 +58,7 @@ def answers(models: Mapping[str, Model], images: ImageSet, batch_size: int, plac
             _log.info("model %d of %d: %s on %d images", number, len(models), name, len(images))
             found[name] = answers_of(model, images, batch_size, name)
             tensors = {"logits": found[name].logits, "labels": found[name].labels}
-            write_tensors(path, tensors, {"format": _PREDICTIONS, "key": key})
+            keep_tensors(path, tensors, {"format": _PREDICTIONS, "key": key}, wanted=True)
         else:
             _log.info("model %d of %d: %s is measured already", number, len(models), name)
             found[name] = kept
@@ -70,7 +70,7 @@ def _kept(path: Path, key: str, names: tuple[str, ...], classes: int) -> Predict
     if not path.exists():
         return None
     try:
-        header, tensors = read_tensors(path, _PREDICTIONS)
+        header, tensors = kept_tensors(path, _PREDICTIONS)
         kept = Predictions(tensors["logits"], tensors["labels"], names)
     except (WeightsmithError, KeyError) as error:
         _log.warning("%s is damaged and measured again: %s", path, error)

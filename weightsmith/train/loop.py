@@ -23,6 +23,7 @@ from weightsmith.errors import WeightsmithError
 from weightsmith.files import atomic_path
 from weightsmith.models import Model
 from weightsmith.progress import progress
+from weightsmith.train.halving import Halving
 from weightsmith.train.sharing import Batch, Share, replicas, steps_of_replica
 from weightsmith.train.tracking import log_epoch
 
@@ -120,11 +121,22 @@ class Training(ABC):
         self.half = None
         if self.device.type == "cuda":
             self.half = torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        self.halving = Halving(self)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=self.half == torch.float16)
 
     def __getstate__(self) -> dict[str, Any]:
         """What a replica in another process needs: it takes the same steps, and keeps and tells nothing."""
-        left = ("optimizer", "scheduler", "scaler", "half", "on_epoch", "best_weights", "checkpoint", "device")
+        left = (
+            "optimizer",
+            "scheduler",
+            "scaler",
+            "halving",
+            "half",
+            "on_epoch",
+            "best_weights",
+            "checkpoint",
+            "device",
+        )
         stands = {name: getattr(self, name).state_dict() for name in ("optimizer", "scheduler", "scaler")}
         return {name: value for name, value in vars(self).items() if name not in left} | {"stands": stands}
 
@@ -209,15 +221,14 @@ class Training(ABC):
             raise self.met
 
     def _step(self, epoch: int, step: int) -> None:
-        batch, failed = self.share.tried(lambda: self._autocast(epoch, step))
+        batch, failed = self.share.tried(lambda: self.halving.forward(epoch, step))
         loss, hits, seen = self.share.totals(batch, failed or self.met)
         if not math.isfinite(loss):
             raise WeightsmithError(
                 f"the training loss became {loss / max(seen, 1)} in epoch {self.state.epoch + 1}: "
                 f"give a smaller {self.rate_flag} than {self.options.lr:g}"
             )
-        self.optimizer.zero_grad(set_to_none=True)
-        _, failed = self.share.tried(lambda: self._backward(batch, seen))
+        _, failed = self.share.tried(lambda: self.halving.backward(seen))
         self.share.sum_gradients(self.model.module, failed)
         self.scaler.unscale_(self.optimizer)
         torch.nn.utils.clip_grad_norm_(self.model.module.parameters(), 1.0)
@@ -228,14 +239,10 @@ class Training(ABC):
         self.state.hits += hits
         self.state.seen += seen
 
-    def _autocast(self, epoch: int, step: int) -> Batch | None:
+    def forward(self, epoch: int, step: int) -> Batch | None:
+        """`_forward`, in half precision where the device has it."""
         with torch.autocast(self.device.type, dtype=self.half) if self.half else nullcontext():
             return self._forward(epoch, step)
-
-    def _backward(self, batch: Batch | None, seen: int) -> None:
-        if batch is not None:  # where each process has a share, the mean over all of them is what is followed
-            loss = batch.loss if batch.seen == seen else batch.loss * (batch.seen / seen)
-            self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
 
     def _finish_epoch(self, epoch: int, seconds: float) -> None:
         state = self.state

@@ -15,7 +15,7 @@ from weightsmith.adapters import transposed_weights
 from weightsmith.delta import Delta, weights_hash
 from weightsmith.edit.lora_native import LoRAOptions, adapted
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import atomic_folder, atomic_path, cause_of, write_json
+from weightsmith.files import atomic_folder, atomic_path, cause_of, remove_leftovers_of, write_json
 from weightsmith.models import Model, save
 from weightsmith.models.onnx_export import require_onnx, save_onnx
 from weightsmith.models.store import quiet_transformers
@@ -99,6 +99,7 @@ def write_onnx(source: Source, out: Path) -> str:
         raise WeightsmithError(f"onnxruntime is needed to check {out}: pip install 'weightsmith[onnx]'") from error
     require_onnx(str(out))
     model = source.model
+    remove_leftovers_of(out)
     with _worn(source), atomic_path(out) as temporary:
         save_onnx(model, temporary, _metadata(source))
         options = onnxruntime.SessionOptions()

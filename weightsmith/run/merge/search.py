@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
@@ -14,8 +13,9 @@ from typing import Any, cast
 from weightsmith import __version__
 from weightsmith.data.split import sample
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import default_cache_dir, user_path, write_json
+from weightsmith.files import default_cache_dir, user_path
 from weightsmith.measure import Interval
+from weightsmith.measure.kept import keep_json, kept_json
 from weightsmith.merge import Checkpoint, Method, merge
 from weightsmith.merge.goal import Goal, Point
 from weightsmith.models import Model, load
@@ -331,15 +331,12 @@ class Search:
         data = (one.test if test else one.val).digest()
         key = key_of({"version": __version__, "data": data, "part": "test" if test else "val", **what})
         place = self.cache / _CELLS / f"{key}.json"
-        try:
-            return Interval(**json.loads(place.read_text(encoding="utf-8")))
-        except FileNotFoundError:
-            pass
-        except (OSError, ValueError, TypeError) as error:
-            _log.warning("%s is damaged and measured again: %s", place, error)
+        kept = kept_json(place)
+        if kept is not None:
+            return Interval(**kept)
         judge = made()
         found = on_test(judge) if test else on_validation(judge)
-        write_json(place, asdict(found))
+        keep_json(place, asdict(found))
         return found
 
     def _rows(self, point: Point, seen: Sequence[Interval], goal: Goal) -> list[dict[str, object]]:
