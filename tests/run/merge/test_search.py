@@ -29,7 +29,7 @@ def flags(finished: Path, tuned: tuple[Path, dict[str, Path]], out: Path, *names
     ]  # fmt: skip
 
 
-def test_two_tasks_are_added(weightsmith, finished: Path, tuned, tmp_path: Path) -> None:
+def test_two_tasks_are_added(weightsmith, drawn: None, finished: Path, tuned, tmp_path: Path) -> None:
     done = weightsmith(*flags(finished, tuned, tmp_path / "out", "rows", "columns"), "--control-data-path", "digits",
                        "--control-keep", 0)  # fmt: skip
     assert done.status == 0, done.err
