@@ -349,31 +349,6 @@ def test_defaults_of_each_kind(talker: Path, tiny_model: Any) -> None:
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--methods", "memti"], ["--methods memti", "memit"]),
-        (["--methods", "memit", "memit"], ["--methods", "different"]),
-        (["--methods", "finetune"], ["memit.yaml", "is for memit", "--methods says finetune"]),
-        (["--batch-sizes", "0"], ["--batch-sizes", "at least 1"]),
-        (["--batch-sizes", "50"], ["--batch-sizes 50", "6 facts"]),
-        (["--seeds", "-1"], ["--seeds"]),
-        (["--seeds", "1", "1"], ["--seeds", "different"]),
-        (["--n-views", "0"], ["--n-views"]),
-        (["--data-path", "digits"], ["--data-path digits", "facts"]),
-        (["--data-path", "facts"], ["--data-path facts", "--model auto"]),
-        (["--model", "auto", "--data-path", "scans.npz"], ["--model", "scans.npz"]),
-        (["--requests", "nowhere"], ["--requests nowhere", "comparison.json"]),
-        (["--preserve", "absent.txt"], ["absent.txt"]),
-        (["--resume"], ["--resume", "--run-name"]),
-    ],
-)
-def test_bad_flags(weightsmith, talker: Path, tmp_path: Path, flags: list[str], words: list[str]) -> None:
-    runs = tmp_path / "runs"
-    assert_refused(weightsmith("compare", *flags_of(talker, runs, *flags)), words)
-    assert not [path for path in runs.glob("*") if path.name != "cache"]
-
-
 def test_images_and_texts_are_not_mixed(
     weightsmith, finished: Path, talker: Path, pictured: Path, tmp_path: Path
 ) -> None:

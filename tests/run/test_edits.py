@@ -121,25 +121,6 @@ def test_what_is_not_trusted_is_told(weightsmith, knowing: Path, tmp_path: Path)
         assert "no edit is in force" in outcome.err
 
 
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--batch-size", 0], "--batch-size must be at least 1"),
-        (["--edit-method", "memit", "rome"], "--batch-size makes one journal"),
-        (["--replay-rate", -1], "--replay-rate must be 0 or more"),
-        (["--edit-method", "ftm", "--replay", "keys"], "ftm solves for no keys"),
-        (["--trust-action", "scale"], "--trust-action does nothing alone: give --trust-enable"),
-        (["--trust-enable", "--trust-threshold", 2], "--trust-threshold must be from 0 to 1"),
-        (["--trust-enable", "--trust-weights", 1], "--trust-weights needs 5 numbers"),
-    ],
-)
-def test_bad_options(flags: list[object], words: str, weightsmith, knowing: Path, tmp_path: Path) -> None:
-    outcome = weightsmith(*asked(knowing, tmp_path, *flags))
-    assert outcome.status == 1
-    assert words in outcome.err
-    assert not (tmp_path / "stream").exists()
-
-
 @pytest.mark.parametrize("flag", [("--replay", "requests"), ("--replay-rate", 2), ("--trust-enable",)])
 def test_flags_of_streams_need_batches(flag: tuple[object, ...], weightsmith, knowing: Path, tmp_path: Path) -> None:
     given = ("--model", knowing, "--max-edits", 2, "--runs-dir", tmp_path, "--run-name", "one")
