@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 os.environ["HF_HUB_OFFLINE"] = "1"  # before huggingface_hub is imported
+os.environ.setdefault(
+    "OMP_NUM_THREADS", "1"
+)  # of processes that tests start, which share the processors with the tests
 _CACHE = tempfile.mkdtemp(prefix="weightsmith-tests-")
 os.environ["WEIGHTSMITH_CACHE"] = _CACHE
 
@@ -17,12 +21,15 @@ import hypothesis  # noqa: E402
 import numpy as np  # noqa: E402
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from filelock import FileLock  # noqa: E402
 from torch import Tensor, nn  # noqa: E402
 
 from weightsmith.data.images import ImageSet  # noqa: E402
 from weightsmith.data.split import from_arrays  # noqa: E402
 from weightsmith.models import Model, families, load  # noqa: E402
 
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as of a job in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 torch.set_num_threads(1)
 hypothesis.settings.register_profile("weightsmith", deadline=None)  # the machine is shared
 hypothesis.settings.load_profile("weightsmith")
@@ -32,6 +39,28 @@ SIDE = 8
 
 def pytest_unconfigure() -> None:
     shutil.rmtree(_CACHE, ignore_errors=True)
+
+
+@pytest.fixture(scope="session")
+def once(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str, Callable[[Path], object]], Path]:
+    """`once(name, make)`: a folder that `make` fills, in the first of the test processes that asks for it.
+
+    The others wait and take what is there, so that nobody may write into it.
+    """
+    base = tmp_path_factory.getbasetemp()
+    root = base.parent if "PYTEST_XDIST_WORKER" in os.environ else base
+
+    def made(name: str, make: Callable[[Path], object]) -> Path:
+        place, done = root / name, root / f"{name}.done"
+        with FileLock(root / f"{name}.lock"):
+            if not done.exists():
+                shutil.rmtree(place, ignore_errors=True)  # half of it, of a process that failed
+                place.mkdir()
+                make(place)
+                done.touch()
+        return place
+
+    return made
 
 
 @pytest.fixture

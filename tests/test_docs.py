@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from functools import cache
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -75,10 +76,16 @@ def test_every_way_to_merge_has_a_page_with_its_paper(name: str) -> None:
     assert METHODS[name].paper.split(":")[-1] in text
 
 
+@cache
+def all_described() -> tuple[Any, ...]:
+    """Every object whose docstring some page shows."""
+    return tuple(resolved(name) for page in DOCS.rglob("*.md") for name in described(page))
+
+
 @pytest.mark.parametrize("room", ["", *ROOMS])
 def test_every_public_name_is_described(room: str) -> None:
     module = import_module(f"weightsmith.{room}" if room else "weightsmith")
-    shown = [resolved(name) for page in DOCS.rglob("*.md") for name in described(page)]
+    shown = all_described()
     missing = [name for name in module.__all__ if not any(getattr(module, name) is one for one in shown)]
     rooms = [name for name in missing if name in ROOMS] if room == "" else []
     assert [name for name in missing if name not in rooms] == []

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -34,7 +35,14 @@ def text_family(request: pytest.FixtureRequest) -> str:
 
 
 def with_tokenizer(model: Model, padding_side: str = "right") -> Model:
-    """A tiny language model, its vocabulary grown to that of a byte-level tokenizer of 400 tokens at most."""
+    """A tiny language model, its vocabulary grown to that of a byte-level tokenizer of 400 tokens at most, and taught."""
+    made = grown(model, padding_side)
+    learn(made)
+    return made
+
+
+def grown(model: Model, padding_side: str = "right") -> Model:
+    """The same, not taught yet."""
     from transformers import PreTrainedTokenizerFast
 
     tokenizer = Tokenizer(models.BPE(unk_token=None))
@@ -54,10 +62,8 @@ def with_tokenizer(model: Model, padding_side: str = "right") -> Model:
     config = type(module.config)(**(module.config.to_dict() | {"vocab_size": len(fast)} | longer(module.config)))
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        grown = type(module)(config)
-    made = wrap(grown, None, {}, "tiny", fast)
-    learn(made)
-    return made
+        wider = type(module)(config)
+    return wrap(wider, None, {}, "tiny", fast)
 
 
 def learn(model: Model) -> None:
@@ -81,13 +87,23 @@ def longer(config: object) -> dict[str, int]:
 
 
 @pytest.fixture(scope="session")
-def learned(tiny_model: Callable[..., Model]) -> Callable[[str], Model]:
-    """`learned(family_name)`: a fresh copy of a tiny language model with a tokenizer, taught once a session."""
+def learned(
+    tiny_model: Callable[..., Model], once: Callable[[str, Callable[[Path], object]], Path]
+) -> Callable[[str], Model]:
+    """`learned(family_name)`: a fresh copy of a tiny language model with a tokenizer, taught once for all tests."""
     models: dict[str, Model] = {}
 
     def make(name: str) -> Model:
         if name not in models:
-            models[name] = with_tokenizer(tiny_model(name))
+            model = grown(tiny_model(name))
+
+            def taught(folder: Path) -> None:
+                learn(model)
+                torch.save(model.module.state_dict(), folder / "weights.pt")
+
+            model.module.load_state_dict(torch.load(once(f"learned-{name}", taught) / "weights.pt"))
+            model.module.eval()
+            models[name] = model
         return replace(models[name], module=copy.deepcopy(models[name].module))
 
     return make

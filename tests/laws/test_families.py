@@ -85,14 +85,14 @@ def test_sites_of_the_table_are_all_listed(model: Model) -> None:
 
 
 def test_patching_a_site_with_its_own_activation_changes_no_bit(model: Model, inputs: Tensor) -> None:
+    places = [part for site in whole(model) for part in parts(model, site)]
+    run = record(model, inputs, places)
     clean = model.logits(inputs)
-    for site in whole(model):
-        for part in parts(model, site):
-            own = record(model, inputs, [part])[part].clone()
-            with patch(model, {part: own}):
-                assert same_bits(model.logits(inputs), clean), str(part)
-            with patch(model, {part: lambda old: old.clone()}):
-                assert same_bits(model.logits(inputs), clean), f"{part} through a function"
+    for part in places:
+        with patch(model, {part: run[part].clone()}):
+            assert same_bits(model.logits(inputs), clean), str(part)
+        with patch(model, {part: lambda old: old.clone()}):
+            assert same_bits(model.logits(inputs), clean), f"{part} through a function"
 
 
 def test_patching_everything_at_once_with_itself_changes_no_bit(model: Model, inputs: Tensor) -> None:

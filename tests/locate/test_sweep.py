@@ -77,8 +77,8 @@ def few(model: Model, random_pixels: Callable[..., Tensor]) -> Cases:
     return made
 
 
-def some_sites(model: Model) -> list[Site]:
-    """Of every kind and form a few."""
+def some_sites(model: Model, every: int = 1) -> list[Site]:
+    """Of every kind and form a few; or one of so many of them, in each family others."""
     last = model.n_layers - 1
     found: list[Site] = []
     for kind in (kind for kind in WRITTEN if kind in model.family.sites):
@@ -91,7 +91,7 @@ def some_sites(model: Model) -> list[Site]:
             found += [Site(kind, 1, tokens="cls"), Site(kind, last, tokens="patches")]
         if model.family.sites[kind].heads:
             found += [Site(kind, 1, 1), Site(kind, 0, 0, (1, 2)), Site(kind, last, 1, "last")]
-    return found
+    return found[sorted(families()).index(model.family.name) % every :: every]
 
 
 def spy(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
@@ -165,10 +165,15 @@ def all_sites(model: Model) -> list[Site]:
 
 
 @torch.no_grad()
-def reference(model: Model, cases: Cases, sites: list[Site], sever: tuple[str, ...] = ()) -> dict[str, Tensor]:
-    """Metric → (cases, sites): each site by a full pass of its own with hooks, from the embeddings of all noise samples."""
+def reference(
+    model: Model, cases: Cases, sites: list[Site], sever: tuple[str, ...] = (), together: int = 64
+) -> dict[str, Tensor]:
+    """Metric → (cases, sites): each site by a full pass of its own with hooks, from the embeddings of all noise samples.
+
+    The passes of some sites are rows of one batch, in which each writes what is its own; with `together=1` there is one pass
+    after another.
+    """
     found = {metric: torch.zeros(len(cases.names), len(sites), dtype=torch.float64) for metric in METRICS}
-    start = Site("resid.in", 0)
     for index in range(len(cases.names)):
         clean_in, corrupted_in = cases.embedded([index])
         many = torch.cat([clean_in] * cases.samples)
@@ -179,21 +184,42 @@ def reference(model: Model, cases: Cases, sites: list[Site], sever: tuple[str, .
         target = int(clean.logits[0].argmax()) if target == UNDECIDED else target
         if foil == UNDECIDED:
             foil = int(mean.index_fill(0, torch.tensor(target), -torch.inf).argmax())
-        pair = (torch.tensor([number] * cases.samples) for number in (target, foil))
-        decision = Decision(*pair, clean.logits.log_softmax(-1))
-        for column, site in enumerate(sites):
-            last = max(site.each(), key=lambda each: each.layer or 0)
-            entering = corrupted_in[0].clone()
-            for each in site.each():
-                if (each.kind, each.layer) == (start.kind, start.layer):  # nothing runs before the first block's input
-                    entering = model.bind(each).write(entering, clean[each])
-            writes = {each: clean[each] for each in site.each() if each.kind != "resid.in" or each.layer}
-            writes |= {place: base[place] for place in held_sites(model, sever) if is_behind(place, last)}
-            with patch(model, writes):
+        for first in range(0, len(sites), together):
+            some = sites[first : first + together]
+            entering = torch.cat([corrupted_in[0]] * len(some))
+            written: dict[Site, list[tuple[slice, Tensor]]] = {}
+            for number, site in enumerate(some):
+                rows = slice(number * cases.samples, (number + 1) * cases.samples)
+                last = max(site.each(), key=lambda each: each.layer or 0)
+                for each in site.each():
+                    if each.kind == "resid.in" and not each.layer:  # nothing runs before the first block's input
+                        entering[rows] = model.bind(each).write(entering[rows], clean[each])
+                    else:
+                        written.setdefault(each, []).append((rows, clean[each]))
+                for place in held_sites(model, sever):
+                    if is_behind(place, last):
+                        written.setdefault(place, []).append((rows, base[place]))
+            with patch(model, {place: in_rows(given) for place, given in written.items()}):
                 logits = model.run_from(0, entering)
+            count = len(some) * cases.samples
+            pair = (torch.tensor([number] * count) for number in (target, foil))
+            decision = Decision(*pair, torch.cat([clean.logits.log_softmax(-1)] * len(some)))
             for metric, values in found.items():
-                values[index, column] = float(decision.measure(metric, logits).mean())
+                measured = decision.measure(metric, logits).view(len(some), -1)
+                values[index, first : first + together] = measured.mean(1)
     return found
+
+
+def in_rows(given: list[tuple[slice, Tensor]]) -> Callable[[Tensor], Tensor]:
+    """Write values into some rows of a batch."""
+
+    def write(old: Tensor) -> Tensor:
+        new = old.clone()
+        for rows, value in given:
+            new[rows] = value
+        return new
+
+    return write
 
 
 def held_sites(model: Model, sever: tuple[str, ...]) -> list[Site]:
@@ -228,6 +254,17 @@ def agree(found: Sweep, wanted: dict[str, Tensor], sites: list[Site]) -> None:
         assert worst.max() < 1e-5, f"{metric} at {sites[int(worst.argmax())]}"
 
 
+@pytest.mark.parametrize("sever", [(), ("attn.out", "mlp.out")], ids=lambda sever: "+".join(sever) or "none")
+@pytest.mark.parametrize("family_name", ["gpt2", "mlp", "narrow_vit"])
+def test_passes_of_many_sites_in_one_batch_are_those_of_each_alone(
+    model: Model, few: Cases, sever: tuple[str, ...]
+) -> None:
+    sites, held = some_sites(model, 3), sever if model.family.has_tokens else ()
+    alone, together = (reference(model, few, sites, held, count) for count in (1, 64))
+    for metric in METRICS:
+        torch.testing.assert_close(together[metric], alone[metric], rtol=0, atol=2e-6)
+
+
 def test_every_site_is_that_of_a_full_pass(model: Model, cases: Cases) -> None:
     sites = all_sites(model)
     found, wanted = sweep(model, cases, sites, min_gap=0.0), reference(model, cases, sites)
@@ -243,7 +280,7 @@ def test_every_site_is_that_of_a_full_pass(model: Model, cases: Cases) -> None:
 @pytest.mark.parametrize("sever", [("mlp.out",), ("attn.out",), ("attn.out", "mlp.out")], ids="+".join)
 @pytest.mark.parametrize("family_name", TOKEN_FAMILIES)
 def test_severed_paths_hold_their_corrupted_values(model: Model, few: Cases, sever: tuple[str, ...]) -> None:
-    sites = some_sites(model)[::3]
+    sites = some_sites(model, 3)
     found, wanted = sweep(model, few, sites, min_gap=0.0, sever=sever), reference(model, few, sites, sever)
     agree(found, wanted, sites)
     assert found.info["sever"] == list(sever)
@@ -283,7 +320,7 @@ def test_what_cannot_be_severed_is_told(model: Model, few: Cases) -> None:
 def test_lanes_in_parts_and_lanes_with_hooks_are_the_same(model: Model, few: Cases, sever: tuple[str, ...]) -> None:
     clean, corrupted = few.embedded([0])
     tokens = clean.shape[1]
-    plan = targets(model, all_sites(model), tokens, sever=sever)
+    plan = targets(model, all_sites(model)[bool(sever) :: 2], tokens, sever=sever)
     kinds = {write.kind for target in plan for write in target.writes if write.clean}
     lanes = [make(model, clean, corrupted[0], kinds, set(sever)) for make in (SplitLanes, HookLanes)]
     for name in ("clean", "corrupted"):
@@ -306,7 +343,7 @@ def test_lanes_in_parts_and_lanes_with_hooks_are_the_same(model: Model, few: Cas
 def test_a_hook_that_only_looks_changes_nothing(
     model: Model, few: Cases, hook_count: Callable[[nn.Module], int]
 ) -> None:
-    sites, calls = some_sites(model), []
+    sites, calls = some_sites(model, 3), []
     found = sweep(model, few, sites, min_gap=0.0)
     assert Split.fits(model) == (model.family.name in PARTED)
     handle = model.blocks[1].register_forward_hook(lambda *_: calls.append(1))
@@ -365,7 +402,7 @@ HOOKS: dict[str, Callable[[Model], Any]] = {
 @pytest.mark.parametrize("where", HOOKS)
 @pytest.mark.parametrize("family_name", ["vit", "llama"])  # one that looks both ways, one that is causal
 def test_a_hook_that_changes_the_pass_is_honoured(model: Model, few: Cases, where: str) -> None:
-    sites = some_sites(model)[::2] + [Site(kind, 1, tokens=(1,)) for kind in ("resid.in", "attn.v", "mlp.key")]
+    sites = some_sites(model, 4) + [Site(kind, 1, tokens=(1,)) for kind in ("resid.in", "attn.v", "mlp.key")]
     plain = sweep(model, few, sites, min_gap=0.0)
     handle = HOOKS[where](model)
     found, wanted = sweep(model, few, sites, min_gap=0.0), reference(model, few, sites)
@@ -376,7 +413,7 @@ def test_a_hook_that_changes_the_pass_is_honoured(model: Model, few: Cases, wher
 
 @pytest.mark.parametrize("family_name", TOKEN_FAMILIES)
 def test_eager_attention_gives_the_same(model: Model, few: Cases) -> None:
-    sites = some_sites(model)[::2]
+    sites = some_sites(model, 4)
     found = sweep(model, few, sites, min_gap=0.0)
     module: Any = model.module
     assert found.info["attention"] == ("sdpa" if module._supports_sdpa else "eager")
@@ -396,7 +433,7 @@ def test_eager_attention_gives_the_same(model: Model, few: Cases) -> None:
 
 
 def test_memory_changes_no_number(model: Model, few: Cases, monkeypatch: pytest.MonkeyPatch) -> None:
-    sites = some_sites(model)[::3]
+    sites = some_sites(model, 6)
     found = sweep(model, few, sites, min_gap=0.0)
     same_sweep(sweep(model, few, sites, min_gap=0.0, memory=1), found)
     spied, together = spy(monkeypatch), count_lanes(monkeypatch)
@@ -657,7 +694,7 @@ def test_the_model_is_left_as_it_was(
     monkeypatch: pytest.MonkeyPatch,
     failure: type[BaseException],
 ) -> None:
-    before, hooks, sites = weights_hash(model), hook_count(model.module), some_sites(model)[::3]
+    before, hooks, sites = weights_hash(model), hook_count(model.module), some_sites(model, 6)
     found = sweep(model, few, sites, min_gap=0.0)
     assert (weights_hash(model), hook_count(model.module)) == (before, hooks)
     assert not any(parameter.grad is not None for parameter in model.module.parameters())

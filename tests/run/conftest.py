@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from weightsmith import cli
 from weightsmith.data.factworld import FactWorld, fact_world
 from weightsmith.models import save
 from weightsmith.models.store import wrap
+from weightsmith.report import plots
 from weightsmith.run import fact_run, facts
 
 WNIDS = ("n02", "n01", "n03")
@@ -44,6 +46,8 @@ class Outcome:
 
 
 Command = Callable[..., Outcome]
+Once = Callable[[str, Callable[[Path], object]], Path]
+"""The fixture `once` of all tests."""
 
 
 def assert_refused(outcome: Outcome, words: list[str]) -> None:
@@ -54,6 +58,29 @@ def assert_refused(outcome: Outcome, words: list[str]) -> None:
     assert "Traceback" not in outcome.err
     for word in words:
         assert word in errors[0], errors[0]
+
+
+def _blank_sheet() -> bytes:
+    made = io.BytesIO()
+    Image.new("RGB", (300, 200), "white").save(made, "PNG")
+    return made.getvalue()
+
+
+BLANK = _blank_sheet()
+
+
+@pytest.fixture
+def drawn() -> None:
+    """For tests that look at pictures of their own runs."""
+
+
+@pytest.fixture(autouse=True)
+def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures of what one test does are blank sheets: they would take longer than all the rest, and `tests/report` looks at
+    them. What is made once for many tests is drawn, and so is what a test does that asks for `drawn`.
+    """
+    if "drawn" not in request.fixturenames:
+        monkeypatch.setattr(plots, "_png", lambda figure: BLANK)
 
 
 @pytest.fixture
@@ -94,12 +121,14 @@ def tiny_flags(folder: Path, runs: Path) -> list[str]:
 
 
 @pytest.fixture(scope="session")
-def finished(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def finished(once: Once) -> Path:
     """A finished run of all stages with two methods; do not write into it, copy it with `run_copy`."""
-    folder = tmp_path_factory.mktemp("finished")
-    flags = tiny_flags(folder, folder / "runs")
-    cli.main(["run", *flags, "--run-name", "base", "--edit-method", "alphaedit", "head", "--closed-form"])
-    return folder / "runs" / "base"
+
+    def make(folder: Path) -> None:
+        flags = tiny_flags(folder, folder / "runs")
+        cli.main(["run", *flags, "--run-name", "base", "--edit-method", "alphaedit", "head", "--closed-form"])
+
+    return once("finished", make) / "runs" / "base"
 
 
 @pytest.fixture
@@ -124,18 +153,21 @@ def stripes(path: Path, across: bool) -> Path:
 
 
 @pytest.fixture(scope="session")
-def tuned(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, Path]]:
+def tuned(finished: Path, once: Once) -> tuple[Path, dict[str, Path]]:
     """The digits run as the base, and two runs that were fine-tuned from it on stripes, with their data."""
-    folder = tmp_path_factory.mktemp("tuned")
-    data = {name: stripes(folder / f"{name}.npz", name == "rows") for name in ("rows", "columns")}
-    for name, path in data.items():
-        for stage in ("data", "train"):
-            cli.main(
-                ["run", "--stage", stage, "--model", str(finished), "--data-path", str(path), "--held-out-from", "test",
-                 "--epochs", "3", "--lr", "2e-3", "--batch-size", "32", "--runs-dir", str(folder / "runs"), "--run-name", name,
-                 "--device", "cpu"]
-            )  # fmt: skip
-    return folder / "runs", data
+
+    def make(folder: Path) -> None:
+        for name in ("rows", "columns"):
+            path = stripes(folder / f"{name}.npz", name == "rows")
+            for stage in ("data", "train"):
+                cli.main(
+                    ["run", "--stage", stage, "--model", str(finished), "--data-path", str(path), "--held-out-from", "test",
+                     "--epochs", "3", "--lr", "2e-3", "--batch-size", "32", "--runs-dir", str(folder / "runs"),
+                     "--run-name", name, "--device", "cpu"]
+                )  # fmt: skip
+
+    folder = once("tuned", make)
+    return folder / "runs", {name: folder / f"{name}.npz" for name in ("rows", "columns")}
 
 
 @pytest.fixture
@@ -178,11 +210,10 @@ def small_facts() -> Iterator[None]:
 
 
 @pytest.fixture(scope="session")
-def knowing(small_facts: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def knowing(small_facts: None, once: Once) -> Path:
     """The run of `weightsmith facts` on the small world; do not write into it."""
-    runs = tmp_path_factory.mktemp("knowing")
-    cli.main(["facts", "--runs-dir", str(runs), "--run-name", "facts"])
-    return runs / "facts"
+    made = once("knowing", lambda runs: cli.main(["facts", "--runs-dir", str(runs), "--run-name", "facts"]))
+    return made / "facts"
 
 
 def _fact(name: str, subject: str, rest: str, target: str, truth: str) -> dict[str, object]:
@@ -208,9 +239,9 @@ SPOKEN = [
 
 
 @pytest.fixture(scope="session")
-def talker(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def talker(once: Once) -> Path:
     """The folder of `write_talker`."""
-    return write_talker(tmp_path_factory.mktemp("talker"))
+    return once("talker", write_talker)
 
 
 def write_talker(folder: Path) -> Path:

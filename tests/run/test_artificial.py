@@ -217,52 +217,6 @@ def test_a_pair_of_image_classifiers(weightsmith, finished: Path, tmp_path: Path
     assert found["subtract", "1.0"] == reference["finetuned"]
 
 
-BAD = {
-    "--operations substract": ["subtract", "--operations"],
-    "--modes raw raw": ["--modes", "different"],
-    "--coefficients 0.1 0.1": ["--coefficients", "different"],
-    "--coefficients nan": ["--coefficients", "no number"],
-    "--preset plane": ["plain", "--preset"],
-    "--lr 0": ["--lr", "positive"],
-    "--epochs 0": ["--epochs"],
-    "--pretrained x": ["--finetuned", "--data-path"],
-    "--pretrained-data-path digits": ["--pretrained"],
-    "--held-out-ratio 2": ["--held-out-ratio"],
-}
-
-
-@pytest.mark.parametrize("words", BAD)
-def test_bad_flags_are_refused_in_one_sentence(weightsmith, small_tables: None, tmp_path: Path, words: str) -> None:
-    outcome = weightsmith("artificial", *flags(tmp_path), *words.split())
-    assert_refused(outcome, BAD[words])
-    assert not (tmp_path / "a").exists()
-
-
-def test_coefficients_that_are_words_end_with_usage(weightsmith, tmp_path: Path) -> None:
-    assert weightsmith("artificial", *flags(tmp_path), "--coefficients", "much").status == 2
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("a,b\n1,2\n", ["label", "'b'"]),
-        ("a,label\n1,0.5\n2,1\n", ["0.5", "row 1"]),
-        ("a,label\n1,-1\n2,1\n", ["-1"]),
-        ("a,label\n1,0\nnan,1\n", ["nan", "'a'", "row 2"]),
-        ("a,label\n1,0\nred,1\n", ["red"]),
-        ("a,label\n1,0\n2\n", ["2 numbers in every row"]),
-        ("a,label\n1,0\n2,2\n3,2\n", ["class 1"]),
-        ("a,label\n1,0\n2,900000000\n", ["900000000"]),
-        ("a,label\n", ["no rows"]),
-    ],
-)
-def test_bad_tables_are_refused(weightsmith, small_tables: None, tmp_path: Path, text: str, words: list[str]) -> None:
-    path = tmp_path / "bad.csv"
-    path.write_text(text)
-    assert_refused(weightsmith("artificial", *flags(tmp_path, **{"base-data": path})), ["bad.csv", *words])
-    assert not (tmp_path / "a").exists()
-
-
 def test_a_table_that_is_missing_or_of_another_width(weightsmith, small_tables: None, tmp_path: Path) -> None:
     assert_refused(weightsmith("artificial", *flags(tmp_path, **{"base-data": tmp_path / "none.csv"})), ["none.csv"])
     narrow = tmp_path / "narrow.csv"

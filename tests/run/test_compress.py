@@ -452,50 +452,6 @@ def test_values_that_print_alike_have_names_of_their_own() -> None:
 # --- bad input ------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("given", "words"),
-    [
-        (["--acdc-thresholds", "0"], ["--acdc-thresholds", "positive", "0.01"]),
-        (["--acdc-thresholds", "0.1", "-1"], ["--acdc-thresholds", "-1"]),
-        (["--acdc-thresholds", "nan"], ["--acdc-thresholds", "nan"]),
-        (["--acdc-thresholds", "inf"], ["--acdc-thresholds", "inf"]),
-        (["--acdc-thresholds", "0.1", "0.10"], ["--acdc-thresholds", "different values"]),
-        (["--eap-keep-ratios", "0"], ["--eap-keep-ratios", "above 0 and up to 1"]),
-        (["--eap-keep-ratios", "1.1"], ["--eap-keep-ratios", "1.1"]),
-        (["--eap-keep-ratios", "nan"], ["--eap-keep-ratios", "nan"]),
-        (["--eap-keep-ratios", "0.5", "0.5"], ["--eap-keep-ratios", "different values"]),
-        (["--eap-keep-ratios", "0.001"], ["--eap-keep-ratios 0.001 leaves nothing", "one head", "or more"]),
-        (["--latency-ratios", "0"], ["--latency-ratios", "above 0 and up to 1"]),
-        (["--latency-ratios", "0.5", "0.5"], ["--latency-ratios", "different values"]),
-        (["--acdc-base-name", "same", "--eap-base-name", "same"], ["--acdc-base-name and --eap-base-name", "same"]),
-        (["--acdc-base-name", "a/b"], ["--acdc-base-name 'a/b'", "without slashes"]),
-        (["--baseline-name", "../up"], ["--baseline-name '../up'", "without slashes"]),
-        (["--analysis-batches", "0"], ["--analysis-batches must be at least 1"]),
-        (["--round-widths", "0"], ["--round-widths must be at least 1"]),
-        (["--ridge", "0"], ["--ridge", "positive"]),
-        (["--rounds", "5"], ["--rounds must be at least 6"]),
-        (["--tolerance", "nan"], ["--tolerance"]),
-        (["--recover-epochs", "-1"], ["--recover-epochs must be at least 0"]),
-        (["--recover-epochs", "1", "--recover-lr", "0"], ["--recover-lr", "positive"]),
-        (["--recover-epochs", "1", "--recover-temperature", "0"], ["--recover-temperature", "positive"]),
-        (["--recover-epochs", "1", "--recover-label-weight", "2"], ["--recover-label-weight", "0 to 1"]),
-        (["--skip-training"], ["--skip-training", "--baseline-name baseline", "models/baseline", "--mode train"]),
-        (["--skip-training", "--mode", "train"], ["--skip-training", "--mode train"]),
-        (["--mode", "optimize"], ["--mode optimize", "--baseline-name baseline", "--mode train"]),
-        (["--mode", "evaluate"], ["--mode evaluate", "--baseline-name baseline"]),
-        (["--data-path", "nothing.npz"], ["nothing.npz"]),
-        (["--held-out-from", "test"], ["digits has no part 'test'"]),
-        (["--held-out-ratio", "1"], ["--held-out-ratio"]),
-        (["--checkpoint", "{folder}/absent"], ["--checkpoint", "absent", "does not exist"]),
-        (["--device", "nowhere"], ["--device nowhere"]),
-    ],
-)
-def test_bad_flags(weightsmith, tmp_path: Path, given: list[str], words: list[str]) -> None:
-    outcome = weightsmith(*flags(tmp_path, *(word.format(folder=tmp_path) for word in given)))
-    assert_refused(outcome, words)
-    assert not (tmp_path / "runs" / "c").exists()
-
-
 def test_a_stage_needs_the_name_of_its_run(weightsmith, compressed: Path) -> None:
     outcome = weightsmith("compress", "--runs-dir", compressed / "runs", "--mode", "optimize")
     assert_refused(outcome, ["--mode optimize works on an existing run", "--run-name", "c)"])

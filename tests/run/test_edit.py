@@ -7,7 +7,6 @@ import json
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -257,65 +256,6 @@ def test_repeated_requests_are_named(weightsmith, talker: Path, tmp_path: Path) 
 
 
 # --- bad input ------------------------------------------------------------------------------------------------------
-
-
-def changed(fact: int = 0, **entries: object) -> Callable[[list[dict[str, Any]]], None]:
-    return lambda facts: facts[fact].update(entries)
-
-
-BAD_FACTS: dict[str, tuple[Callable[[list[dict[str, Any]]], None], list[str]]] = {
-    "subject": (changed(subject="Zoe"), ["Zoe", "not in its prompt"]),
-    "target": (changed(target=" "), ["target", "empty"]),
-    "contradiction": (changed(1, prompt="Anna plays the", subject="Anna", name="z"), ["contradict", "z"]),
-    "long": (changed(prompt="Anna " * 80 + "plays the"), ["tokens", "64"]),
-    "tracing": (lambda facts: [fact.pop("target") for fact in facts] and None, ["known-1000", "target"]),
-}
-
-
-@pytest.mark.parametrize("case", BAD_FACTS)
-def test_bad_facts(weightsmith, talker: Path, tmp_path: Path, case: str) -> None:
-    change, words = BAD_FACTS[case]
-    facts = json.loads((talker / "facts.json").read_text())[:2]
-    change(facts)
-    (tmp_path / "facts.json").write_text(json.dumps(facts))
-    runs = tmp_path / "runs"
-    outcome = weightsmith(
-        "edit", *flags_of(talker, runs, "--edit-method", "finetune", "--data-path", tmp_path / "facts.json")
-    )
-    assert_refused(outcome, words)
-    assert not [path for path in runs.glob("*") if path.name != "cache"]
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--edit-layers", "40"], ["--edit-layers names layer 40", "0 to 2"]),
-        (["--edit-method", "head", "--edit-layers", "1"], ["--edit-layers", "head"]),
-        (["--edit-method", "alphaedti"], ["--edit-method alphaedti", "alphaedit"]),
-        (["--edit-method", "memit", "memit"], ["--edit-method", "different"]),
-        (["--edit-method", "rome", "--hparams", "memit.yaml"], ["memit.yaml", "is for memit", "--edit-method"]),
-        (["--edit-method", "memit", "--hparams", "gpt2-xl"], ["--hparams gpt2-xl", "layer 1"]),
-        (["--edit-method", "memit", "--hparams", "gpt9"], ["--hparams gpt9", "gpt2"]),
-        (["--edit-method", "lora", "--hparams", "gpt2"], ["--hparams gpt2", "lora", "memit"]),
-        (["--edit-method", "rome", "--edit-layers", "0", "1"], ["ROME", "one layer"]),
-        (["--max-edits", "0"], ["--max-edits", "at least 1"]),
-        (["--seed", "-1"], ["--seed"]),
-        (["--preserve", "absent.txt"], ["absent.txt", "cannot be read"]),
-        (["--data-path", "absent.json"], ["absent.json"]),
-        (["--data-path", "facts"], ["--data-path facts", "--model auto"]),
-        (["--model", "nowhere"], ["nowhere"]),
-        (["--device", "abacus"], ["--device abacus"]),
-        (["--resume"], ["--resume", "--run-name"]),
-        (["--run-name", "a/b"], ["--run-name"]),
-    ],
-)
-def test_bad_flags(
-    weightsmith, talker: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], words: list[str]
-) -> None:
-    monkeypatch.chdir(tmp_path)
-    shutil.copy(talker / "memit.yaml", tmp_path)
-    assert_refused(weightsmith("edit", *flags_of(talker, tmp_path / "runs", "--max-edits", 2, *flags)), words)
-    assert not [path for path in (tmp_path / "runs").glob("*") if path.name != "cache"]
 
 
 def test_what_is_preserved_must_be_said(weightsmith, talker: Path, tmp_path: Path) -> None:

@@ -349,27 +349,12 @@ def test_images_that_a_model_has_learned_from(
 @pytest.mark.parametrize(
     ("given", "words"),
     [
-        ([], ["--model-paths needs one or more"]),
-        (["--model-paths", "{runs}/absent"], ["--model-paths", "absent", "does not exist"]),
-        (["--model-paths", "{runs}"], ["--model-paths", "holds no model"]),
-        (["--model-paths", "{runs}/small", "{runs}/small"], ["--model-paths", "different values"]),
-        (["--model-paths", "{runs}/small", "{runs}/small/model"], ["which are one model"]),
-        (["--model-paths", "{runs}/small", "{talker}"], ["--model-paths", "only image classifiers"]),
         (["--model-paths", "{runs}/small", "{two}"], ["has 10 classes and two 2"]),
         (["--model-paths", "{two}"], ["two has 2 classes and --data-path digits 10"]),
         (["--model-paths", "{runs}/small", "{turned}"], ["same classes in another order"]),
-        (["--model-paths", "{runs}/small", "--baseline", "smal"], ["--baseline smal", "small"]),
-        (["--model-paths", "{runs}/small", "--baseline", "{runs}/absent"], ["--baseline", "absent"]),
-        (["--model-paths", "{runs}/small", "--batch-size", "0"], ["--batch-size must be at least 1"]),
-        (["--model-paths", "{runs}/small", "--rounds", "5"], ["--rounds must be at least 6"]),
-        (["--model-paths", "{runs}/small", "--tolerance", "-1"], ["--tolerance must be at least 0"]),
-        (["--model-paths", "{runs}/small", "--tolerance", "nan"], ["--tolerance"]),
-        (["--model-paths", "{runs}/small", "--run-name", "other"], ["--output-dir", "--run-name other"]),
-        (["--auto-find", "{runs}/absent"], ["--auto-find", "no folder"]),
         (["--auto-find", "{empty}"], ["--auto-find", "no image classifier below it"]),
         (["--auto-find", "{two}"], ["no model below --auto-find", "10 classes"]),
         (["--auto-find", "{mixed}", "--baseline", "a"], ["--baseline a has other classes", "digits"]),
-        (["--model-paths", "{runs}/small", "--data-path", "nothing.npz"], ["nothing.npz"]),
     ],
 )
 def test_bad_flags(weightsmith, rivals: Path, talker: Path, tmp_path: Path, given: list[str], words: list[str]) -> None:

@@ -239,27 +239,16 @@ def test_logits_that_differ_are_refused(
 @pytest.mark.parametrize(
     ("words", "told"),
     [
-        (["merged"], ["--out is missing"]),
-        (["merged", "{none}", "--out", "{out}"], ["does not exist"]),
-        (["merged", "--out", "{out}"], ["needs a run or a model"]),
-        (["merged", "{run}", "--out", "{out}", "--method", "heda"], ["--method heda", "did you mean 'head'?"]),
-        (["merged", "{run}", "--out", "{out}", "--rank", "3"], ["--rank", "export peft"]),
-        (["merged", "{run}", "--out", "{out}", "--private"], ["--private", "--push OWNER/NAME"]),
         (["merged", "{run}", "--out", "{run}"], ["exists"]),
         (["merged", "{run}", "--out", "{run}", "--overwrite"], ["holds something else than an export"]),
-        (["onnx", "{run}", "--out", "{out}"], ["ends in .onnx"]),
-        (["onnx", "{run}", "--out", "{out}.onnx", "--push", "a/b"], ["--push is for folders"]),
         (["peft", "{run}", "--out", "{run}/config.yaml"], ["is a file"]),
-        (["merged", "{run}", "--out", "{out}", "--push", "no owner"], ["no name of a repository", "OWNER/NAME"]),
-        (["merged", "{run}", "--out", "{out}", "--push", "name"], ["OWNER/NAME"]),
-        (["merged", "{run}", "--out", "{out}", "--push", "a/b"], ["HF_HUB_OFFLINE=1", "hf upload a/b"]),
     ],
 )
-def test_bad_input_is_told_before_anything_is_written(
+def test_a_run_is_no_place_for_an_export(
     finished: Path, tmp_path: Path, weightsmith: Command, words: list[str], told: list[str]
 ) -> None:
     before = sorted(path.name for path in finished.iterdir())
-    places = {"run": finished, "out": tmp_path / "out", "none": tmp_path / "none"}
+    places = {"run": finished}
     assert_refused(weightsmith("export", *(word.format(**places) for word in words)), told)
     assert not list(tmp_path.iterdir())
     assert sorted(path.name for path in finished.iterdir()) == before

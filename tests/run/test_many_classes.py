@@ -140,7 +140,7 @@ def test_odd_names_come_back_from_tables_and_do_no_harm_in_cards(tmp_path: Path)
     assert all(line.replace(r"\|", "").count("|") in (5, 6) for line in table)
 
 
-def test_a_figure_takes_any_name(tmp_path: Path) -> None:
+def test_a_figure_takes_any_name(drawn: None, tmp_path: Path) -> None:
     result = report_of(seen(len(ODD), 40), seen(len(ODD), 40, seed=1))
     before, after = result.scores_before.confusion, result.scores_after.confusion
     plots.save(plots.confusion_matrices(before, {"head": after}, ODD), tmp_path / "odd.png")

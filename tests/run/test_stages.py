@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -14,12 +12,14 @@ from pathlib import Path
 import pytest
 
 import weightsmith as ws
+from tests.forked import forked
 from weightsmith.delta import Delta, weights_hash
 from weightsmith.edit import editors
 from weightsmith.effects import Effects
 from weightsmith.run import stages
 from weightsmith.run.options.correct import STAGE_NAMES
 from weightsmith.run.tables import delta_name
+from weightsmith.train.loop import Training
 
 
 def events(run: Path) -> list[tuple[str, str]]:
@@ -108,40 +108,37 @@ def test_a_run_is_never_overwritten_unasked(weightsmith, tiny, run_copy: Path) -
     assert snapshot(run_copy, *before) == before
 
 
-@pytest.mark.parametrize("stage", ["data", "train", "locate", "edit", "eval"])
-def test_ctrl_c_in_a_stage_leaves_earlier_results_and_resumes(
-    weightsmith, run_copy: Path, finished: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+def test_ctrl_c_in_each_stage_leaves_earlier_results_and_resumes(
+    weightsmith, run_copy: Path, finished: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """One run that is interrupted in every stage in turn, and gone on with each time."""
     order = ("data", "train", "locate", "edit", "eval")
-    kept = {
-        "data": (),
-        "train": ("data_split.json",),
-        "locate": ("data_split.json", "model/model.safetensors"),
-        "edit": ("data_split.json", "model/model.safetensors", "layer_importance.csv"),
-        "eval": ("data_split.json", "model/model.safetensors", "layer_importance.csv", "edit_log.csv"),
-    }[stage]
-    before = snapshot(run_copy, *kept)
-    cut_off(run_copy, order.index(stage))
-
-    def interrupted(*_: object, **__: object) -> None:
-        raise KeyboardInterrupt
-
+    leaves = ("data_split.json", "model/model.safetensors", "layer_importance.csv", "edit_log.csv")
     inner = {
         "data": (stages, "save_indices"),
         "train": (stages, "fit"),
         "locate": (stages.locate, "causal_trace"),
         "edit": (stages, "save_requests"),
         "eval": (stages.evaluate, "editing"),
-    }[stage]
-    with monkeypatch.context() as patched:
-        patched.setattr(*inner, interrupted)
-        stopped = weightsmith("run", "--resume", *flags_of(run_copy))
-    assert stopped.status == 130
-    assert "--resume" in stopped.err
-    assert "Traceback" not in stopped.err
-    assert events(run_copy)[-1] == (stage, "interrupted")
-    assert not list(run_copy.rglob("*.tmp"))
-    assert snapshot(run_copy, *kept) == before
+    }
+
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    before = snapshot(run_copy, *leaves)
+    cut_off(run_copy, 0)
+    for number, stage in enumerate(order):
+        with monkeypatch.context() as patched:
+            patched.setattr(*inner[stage], interrupted)
+            stopped = weightsmith("run", "--resume", *flags_of(run_copy))
+        assert stopped.status == 130, stage
+        assert "--resume" in stopped.err
+        assert "Traceback" not in stopped.err
+        assert events(run_copy)[-1] == (stage, "interrupted")
+        assert not list(run_copy.rglob("*.tmp"))
+        assert snapshot(run_copy, *leaves[:number]) == {name: before[name] for name in leaves[:number]}
+        done = [one for one, event in events(run_copy) if event == "done"]
+        assert done == list(order[:number]), "an earlier stage was done again"
     assert weightsmith("run", "--resume", *flags_of(run_copy)).status == 0
     same = ("layer_importance.csv", "edit_log.csv", "evaluation_report.csv", "predictions.csv")
     assert snapshot(run_copy, *same) == snapshot(finished, *same)
@@ -155,22 +152,23 @@ def cut_off(run: Path, stage: int) -> None:
     (run / "events.jsonl").write_text("".join(line + "\n" for line in lines))
 
 
+def stays_behind_the_first_checkpoint() -> None:
+    real = Training._save
+
+    def save(training: Training) -> None:
+        real(training)
+        while True:
+            time.sleep(1)
+
+    Training._save = save  # type: ignore[method-assign]  # in its process alone
+
+
 def test_a_killed_training_resumes_to_the_same_weights(weightsmith, tiny, finished: Path, tmp_path: Path) -> None:
     flags = [*tiny(tmp_path), "--run-name", "killed"]
     run = tmp_path / "runs" / "killed"
-    command = [sys.executable, "-c", "import torch; torch.set_num_threads(1); from weightsmith.cli import main; main()"]
-    process = subprocess.Popen([*command, "run", *flags], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        deadline = time.monotonic() + 120
-        checkpoint = run / "checkpoints" / "checkpoint.pt"
-        while not checkpoint.exists():
-            assert process.poll() is None, "the training ended before it could be killed"
-            assert time.monotonic() < deadline
-            time.sleep(0.02)
-        process.send_signal(signal.SIGKILL)
-    finally:
-        process.kill()
-        process.wait()
+    with forked(tmp_path / "said", "run", *flags, slowed=stays_behind_the_first_checkpoint) as command:
+        command.until((run / "checkpoints" / "checkpoint.pt").exists)
+        command.kill()
     assert ("train", "done") not in events(run)
     refused = weightsmith("run", "--stage", "train", *flags)
     assert refused.status == 1
@@ -252,22 +250,11 @@ def test_a_full_disk_in_each_stage(weightsmith, run_copy: Path, monkeypatch: pyt
         assert weightsmith("run", "--stage", stage, *flags_of(run_copy)).status == 0, stage
 
 
-def test_every_editor_runs_through_the_command_line(weightsmith, run_copy: Path) -> None:
-    from weightsmith.edit import editors
-
-    names = list(editors())
-    outcome = weightsmith("run", "--stage", "edit", "--overwrite", "--edit-method", *names, *flags_of(run_copy))
-    assert outcome.status == 0, outcome.err
-    assert weightsmith("run", "--stage", "eval", *flags_of(run_copy)).status == 0
-    report = (run_copy / "evaluation_report.csv").read_text()
-    assert all(f"\n{name},held_out,efficacy" in report for name in names)
-
-
 def test_stage_order_is_that_of_the_pipeline() -> None:
     assert tuple(stages.STAGES) == STAGE_NAMES
 
 
-def test_every_editor_by_name(weightsmith, run_copy: Path, tmp_path: Path) -> None:
+def test_every_editor_runs_through_the_command_line(weightsmith, run_copy: Path) -> None:
     """ROME and EMMET take the one traced layer of largest effect; flags of the training are none of an editor's."""
     flags = ["--runs-dir", run_copy.parent, "--run-name", "base", "--stage", "edit", "--overwrite", "--max-edits", 2]
     outcome = weightsmith("run", *flags, "--edit-method", *editors(), "--margin", 0.2)
@@ -283,3 +270,6 @@ def test_every_editor_by_name(weightsmith, run_copy: Path, tmp_path: Path) -> No
     assert layers["alphaedit"] == layers["memit"] == list(traced.top_layers(3))
     assert layers["head"] == layers["finetune"] == layers["lora"] == []
     assert layers["patcher"] == [3]  # the last block
+    assert weightsmith("run", "--stage", "eval", *flags_of(run_copy)).status == 0
+    report = (run_copy / "evaluation_report.csv").read_text()
+    assert all(f"\n{name},held_out,efficacy" in report for name in editors())

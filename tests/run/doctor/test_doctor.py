@@ -193,7 +193,7 @@ def test_a_hub_that_does_not_answer_keeps_nobody_waiting(monkeypatch: pytest.Mon
         monkeypatch.setenv("HF_ENDPOINT", f"http://127.0.0.1:{silent.getsockname()[1]}")
         started = time.monotonic()
         found = places.hub(0.3)
-    assert time.monotonic() - started < 5
+    assert time.monotonic() - started < 20
     assert found.state == "absent"  # which is nothing broken
     assert "HF_HUB_OFFLINE=1" in found.remedy
 

@@ -104,28 +104,9 @@ def test_flags_config_and_recipe_say_the_same(weightsmith, folders, tmp_path: Pa
         assert torch.equal(tensor, c[name])
 
 
-def test_bad_input(weightsmith, folders, tmp_path: Path) -> None:
+def test_models_that_do_not_fit_or_are_damaged(weightsmith, folders, tmp_path: Path) -> None:
     base, one, two = folders
     flags = ["merge", "--base", base, "--models", one, two, "--out", tmp_path / "out"]
-    for more, words in (
-        (["--method", "slerp"], ["--method slerp", "exactly 1"]),
-        (["--method", "slerp", "--gamma", 0.1], ["--gamma", "slerp"]),
-        (["--weights", 1], ["--weights", "2 models"]),
-        (["--method", "linear", "--weights", 1, -1], ["--weights -1", "task_arithmetic"]),
-        (["--method", "ties", "--density", 0], ["--density"]),
-        (["--head", "take:2"], ["--head take:2"]),
-        (["--max-shard-size", "many"], ["--max-shard-size"]),
-        (["--models", one, tmp_path / "nowhere"], ["nowhere", "does not exist"]),
-        (["--models", one, base], ["--models", "base"]),
-        (["--mergekit", tmp_path / "absent.yml"], ["--mergekit", "absent.yml"]),
-        (["--out", base], ["--out", "to be merged"]),
-    ):
-        check_refused(weightsmith(*flags, *more), *words)
-    assert not (tmp_path / "out").exists()
-    check_refused(weightsmith("merge", "--models", one, "--out", tmp_path / "out"), "--base is missing")
-    check_refused(weightsmith("merge", "--base", base, "--out", tmp_path / "out"), "--models is missing")
-    check_refused(weightsmith("merge", "--base", base, "--models", one), "--out is missing")
-    assert weightsmith("merge", "--method", "tise").status == 2
     shard = one / "model.safetensors"
     held = load_file(shard)
     save_file({name: tensor for name, tensor in held.items() if name != "classifier.bias"}, shard)

@@ -1,73 +1,34 @@
-"""Two clusters of two workers on this machine, started once a test process."""
+"""What runs of several processes are compared with, and what they begin with."""
 
 from __future__ import annotations
 
-import logging
-import os
-from collections.abc import Iterator
+import json
 from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[3]
+from tests.run.conftest import TINY, Once
+from tests.run.spread.checks import ablation, comparison
+from weightsmith import cli
 
 
 @pytest.fixture(scope="session")
-def ray_address() -> Iterator[str]:
-    """A Ray cluster of two nodes with a processor each."""
-    pytest.importorskip("ray", reason='Ray is not installed: pip install "weightsmith[cluster]"')
-    from ray.cluster_utils import Cluster
+def alone(talker: Path, once: Once) -> Path:
+    """The runs of one process on one thread; do not write into them."""
 
-    node = {"num_cpus": 1, "object_store_memory": 80 * 2**20, "include_dashboard": False}
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setenv("RAY_USAGE_STATS_ENABLED", "0")
-        patched.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
-        cluster = Cluster(initialize_head=True, head_node_args=node)
-        try:
-            cluster.add_node(**node)
-            yield cluster.address
-        finally:
-            cluster.shutdown()
+    def make(runs: Path) -> None:
+        cli.main(comparison(talker, runs, "--threads", 1))
+        for way in ("lora", "replay"):
+            cli.main(ablation(talker, runs, way, "--threads", 1))
 
-
-@pytest.fixture(scope="session")
-def dask_address() -> Iterator[str]:
-    """A Dask cluster of two processes with a thread each; a cell that kills two workers has failed."""
-    pytest.importorskip("distributed", reason='Dask is not installed: pip install "weightsmith[cluster]"')
-    import dask
-    from distributed import LocalCluster
-
-    with dask.config.set({"distributed.scheduler.allowed-failures": 1}):
-        cluster = LocalCluster(
-            n_workers=2,
-            threads_per_worker=1,
-            host="127.0.0.1",
-            dashboard_address="127.0.0.1:0",
-            memory_limit=None,
-            silence_logs=logging.CRITICAL,
-        )
-        try:
-            yield cluster.scheduler_address
-        finally:
-            cluster.close()
+    return once("alone", make)
 
 
 @pytest.fixture
-def on_ray(ray_address: str) -> list[str]:
-    """Flags of the Ray cluster, whose workers have imported everything once."""
-    return ["--backend", "ray", "--address", ray_address]
-
-
-@pytest.fixture
-def on_dask(dask_address: str) -> list[str]:
-    """Flags of the Dask cluster."""
-    return ["--backend", "dask", "--address", dask_address]
-
-
-@pytest.fixture(params=["processes", "ray", "dask"])
-def flags(request: pytest.FixtureRequest) -> list[str]:
-    """Flags of each backend in turn, with two workers."""
-    backend: str = request.param
-    if backend == "processes":
-        return ["--jobs", "2"]
-    return ["--backend", backend, "--address", request.getfixturevalue(f"{backend}_address")]
+def baseline(weightsmith, tmp_path: Path) -> Path:
+    """A run of `compress` that has a baseline and no smaller models."""
+    (tmp_path / "tiny.json").write_text(json.dumps(TINY | {"num_hidden_layers": 2}))
+    given = ["--model", tmp_path / "tiny.json", "--epochs", 2, "--lr", "3e-3", "--device", "cpu", "--mode", "train"]
+    outcome = weightsmith("compress", *given, "--runs-dir", tmp_path, "--run-name", "one")
+    assert outcome.status == 0, outcome.err
+    return tmp_path / "one"

@@ -38,7 +38,7 @@ def measure(place: Path, cell: tuple[str, int]) -> Any:
     if kind == "killed" and os.getpid() != number:
         os.kill(os.getpid(), signal.SIGKILL)
     if kind == "both":  # wait until the other worker has begun, however long it takes to import
-        deadline = time.monotonic() + 120
+        deadline = time.monotonic() + 240
         while len({path.name.split("-")[1] for path in place.glob("made-*")}) < 2 and time.monotonic() < deadline:
             time.sleep(0.05)
         time.sleep(0.3)  # and takes the next

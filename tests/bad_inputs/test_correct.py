@@ -1,69 +1,18 @@
-"""Bad input ends with one sentence that names the flag or the file, a status that is not 0, and nothing half-written."""
+"""`weightsmith run` on models, checkpoints and run folders that do not fit: one sentence, and earlier results intact."""
 
 from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import pytest
 import torch
 
+from tests.bad_inputs.correct import npz
 from weightsmith.models import create, save
 from weightsmith.models.mlp import MLPConfig, MLPForImageClassification
 from weightsmith.models.store import wrap
-
-RNG = np.random.default_rng(0)
-
-
-def arrays(n: int = 60, classes: int = 3) -> dict[str, np.ndarray]:
-    labels = np.arange(n, dtype=np.uint8) % classes
-    return {
-        "train_images": RNG.integers(0, 256, (n, 8, 8), dtype=np.uint8),
-        "train_labels": labels[:, None],
-    }
-
-
-def npz(path: Path, **changes: np.ndarray) -> Path:
-    np.savez_compressed(path, **(arrays() | changes))
-    return path
-
-
-def truncated(path: Path) -> Path:
-    npz(path)
-    path.write_bytes(path.read_bytes()[:-200])
-    return path
-
-
-def corrupt(path: Path) -> Path:
-    np.savez(path, **arrays())
-    content = bytearray(path.read_bytes())
-    content[1000] ^= 0xFF
-    path.write_bytes(bytes(content))
-    return path
-
-
-def renamed(path: Path) -> Path:
-    np.savez(path, images=arrays()["train_images"], labels=arrays()["train_labels"])
-    return path
-
-
-BAD_FILES: dict[str, Callable[[Path], Path]] = {
-    "missing": lambda path: path,
-    "truncated": truncated,
-    "corrupt": corrupt,
-    "other names": renamed,
-    "not a zip": lambda path: path.write_text("hello") and path,
-    "float images": lambda path: npz(path, train_images=arrays()["train_images"] / 255.0),
-    "four channels": lambda path: npz(path, train_images=np.zeros((60, 8, 8, 4), np.uint8)),
-    "fewer labels": lambda path: npz(path, train_labels=np.zeros((59, 1), np.uint8)),
-    "negative label": lambda path: npz(path, train_labels=np.full((60, 1), -1, np.int8)),
-    "label out of range": lambda path: npz(path, train_labels=np.array([0] * 59 + [250], np.uint8)),
-    "no images": lambda path: npz(path, train_images=np.zeros((0, 8, 8), np.uint8), train_labels=np.zeros(0, np.uint8)),
-    "pickle": lambda path: npz(path, train_labels=np.array([{}] * 60, dtype=object)),
-}
 
 
 def check_refused(outcome: object, *words: str) -> None:
@@ -76,75 +25,6 @@ def check_refused(outcome: object, *words: str) -> None:
     assert "Traceback" not in outcome.err  # type: ignore[attr-defined]
     for word in words:
         assert word in errors[0], errors[0]
-
-
-@pytest.mark.parametrize("kind", BAD_FILES)
-def test_bad_npz(weightsmith, tmp_path: Path, kind: str) -> None:
-    path = BAD_FILES[kind](tmp_path / "scans.npz")
-    runs = tmp_path / "runs"
-    outcome = weightsmith("run", "--data-path", path, "--model", "small", "--runs-dir", runs, "--stage", "data")
-    check_refused(outcome, "scans.npz")
-    assert not list(runs.iterdir())
-
-
-@pytest.mark.parametrize("ratio", [0, 1, -0.5, 2])
-def test_held_out_ratio(weightsmith, tiny, tmp_path: Path, ratio: float) -> None:
-    check_refused(weightsmith("run", *tiny(tmp_path), "--held-out-ratio", ratio), "--held-out-ratio", "0.2")
-    assert not (tmp_path / "runs").exists()
-
-
-def test_empty_split(weightsmith, tmp_path: Path) -> None:
-    path = npz(tmp_path / "few.npz", train_images=np.zeros((6, 8, 8), np.uint8), train_labels=np.arange(6) % 3)
-    outcome = weightsmith("run", "--data-path", path, "--runs-dir", tmp_path / "runs", "--stage", "data")
-    check_refused(outcome, "--held-out-ratio")
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--edit-method", "alphaedti"], ["--edit-method", "alphaedit"]),
-        (["--edit-method", "head", "head"], ["--edit-method"]),
-        (["--data-path", "digist"], ["--data-path", "digits"]),
-        (["--model", "digtis"], ["--model", "digits"]),
-        (["--device", "abacus"], ["--device", "abacus"]),
-        (["--max-edits", "0"], ["--max-edits"]),
-        (["--epochs", "0"], ["--epochs"]),
-        (["--lr", "-1"], ["--lr"]),
-        (["--label-smoothing", "1"], ["--label-smoothing"]),
-        (["--num-ablations", "0"], ["--num-ablations"]),
-        (["--held-out-from", "none"], ["--held-out-from", "--edit-from"]),
-        (["--held-out-from", "test"], ["test"]),
-        (["--held-out-from", "val"], ["val"]),
-        (["--run-name", "a/b"], ["--run-name"]),
-        (["--config", "absent.yaml"], ["--config", "absent.yaml"]),
-        (["--stage", "edit"], ["--run-name"]),
-        (["--stage", "edit", "--run-name", "nothing"], ["--run-name", "nothing"]),
-        (["--checkpoint", "nowhere"], ["nowhere"]),
-    ],
-)
-def test_bad_flags(weightsmith, tiny, tmp_path: Path, flags: list[str], words: list[str]) -> None:
-    check_refused(weightsmith("run", *tiny(tmp_path), *flags), *words)
-
-
-def test_unknown_stage_and_unknown_flag_name_themselves(weightsmith) -> None:
-    for arguments, words in (
-        (["--stage", "edti"], ["--stage", "edti", "edit"]),
-        (["--epocs", "3"], ["--epocs", "--epochs"]),
-    ):
-        outcome = weightsmith("run", *arguments)
-        assert outcome.status == 2
-        assert all(word in outcome.err + outcome.out for word in words)
-        assert "Traceback" not in outcome.err
-
-
-@pytest.mark.parametrize(
-    ("text", "word"),
-    [("epochs: many", "epochs"), ("epocs: 3", "epochs"), ("- 1", "mapping"), ("stage: edti", "edit"), ("a: [", "YAML")],
-)
-def test_bad_config(weightsmith, tmp_path: Path, text: str, word: str) -> None:
-    path = tmp_path / "options.yaml"
-    path.write_text(text)
-    check_refused(weightsmith("run", "--config", path), "options.yaml", word)
 
 
 def test_layers_out_of_range(weightsmith, run_copy: Path) -> None:

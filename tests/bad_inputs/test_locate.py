@@ -1,4 +1,4 @@
-"""Bad input to `weightsmith locate` ends with one sentence that names the flag or file, status 1, and nothing left behind."""
+"""`weightsmith locate` on pairs, models and folders that do not fit: one sentence, and nothing left behind."""
 
 from __future__ import annotations
 
@@ -47,104 +47,6 @@ def refused(weightsmith, finished: Path, tmp_path: Path) -> Refused:
         return str(errors[0])
 
     return run
-
-
-@pytest.mark.parametrize(
-    ("command", "flags", "words"),
-    [
-        ("patch", ["--sites", "resid.uot"], ["--sites resid.uot", "resid.out"]),
-        ("patch", ["--sites", "classifier.key"], ["--sites classifier.key"]),
-        ("patch", ["--sites", "resid.mid"], ["resid.mid", "resid.out"]),
-        ("patch", ["--sites"], ["--sites"]),
-        ("patch", ["--tokens", "9999"], ["--tokens 9999", "0 to 4"]),
-        ("patch", ["--tokens", "foo"], ["--tokens foo", "0,17,4:8"]),
-        ("patch", ["--tokens", "0,2,"], ["--tokens 0,2,"]),
-        ("patch", ["--tokens", "4:2"], ["--tokens 4:2"]),
-        ("patch", ["--tokens", "subject_last"], ["--tokens subject_last", "prompts"]),
-        ("patch", ["--window", "0"], ["--window 0", "4 layers"]),
-        ("patch", ["--window", "5"], ["--window 5", "4 layers"]),
-        ("patch", ["--map-samples", "-1"], ["--map-samples", "-1"]),
-        ("patch", ["--map-site", "nowhere"], ["--map-site nowhere"]),
-        ("patch", ["--map-site", "resid.mid"], ["--map-site resid.mid"]),
-        ("patch", ["--token-block", "0"], ["--token-block"]),
-        ("patch", ["--sever", "mlp.uot"], ["--sever mlp.uot", "mlp.out"]),
-        ("patch", ["--min-gap", "1e9"], ["--min-gap", "largest gap"]),
-        ("patch", ["--min-gap", "-1"], ["--min-gap"]),
-        ("patch", ["--min-gap", "nan"], ["--min-gap"]),
-        ("patch", ["--max-samples", "0"], ["--max-samples"]),
-        ("patch", ["--batch-memory", "0"], ["--batch-memory"]),
-        ("patch", ["--seed", "-1"], ["--seed"]),
-        ("patch", ["--seed", str(2**64)], ["--seed"]),
-        ("patch", ["--part", "tset"], ["--part tset", "train or val"]),
-        ("patch", ["--part", "held_out"], ["--part held_out", "holds out", "train or val"]),
-        ("patch", ["--corruption", "greyscale"], ["--corruption greyscale", "grey"]),
-        ("patch", ["--strength", "0"], ["sigma", "0.1"]),
-        ("patch", ["--corruption", "patch_shuffle", "--strength", "1"], ["--strength", "patch_shuffle"]),
-        ("patch", ["--corruption", "noise", "--strength", "1"], ["--strength", "noise"]),
-        ("patch", ["--corruption", "noise", "--corrupted-from", "digits"], ["--corrupted-from", "--corruption noise"]),
-        ("patch", ["--corrupted-from", "digits", "--strength", "1"], ["--strength", "--corrupted-from"]),
-        ("patch", ["--corrupted-from", "absent.npz"], ["--corrupted-from absent.npz"]),
-        ("patch", ["--data-path", "digist"], ["--data-path", "digist", "digits"]),
-        ("patch", ["--model", "nowhere"], ["nowhere"]),
-        ("patch", ["--model", "auto", "--data-path", "scans.npz"], ["--model", "digits"]),
-        ("patch", ["--model", "auto", "--part", "test"], ["--part test", "val"]),
-        ("patch", ["--device", "abacus"], ["--device abacus"]),
-        ("patch", ["--run-name", "a/b"], ["--run-name", "a/b"]),
-        ("patch", ["--config", "absent.yaml"], ["--config absent.yaml"]),
-        ("patch", ["--resume"], ["--resume", "--run-name"]),
-        ("trace", ["--num-ablations", "0"], ["--num-ablations"]),
-        ("trace", ["--noise", "0"], ["--noise"]),
-        ("trace", ["--noise", "-1"], ["--noise"]),
-        ("trace", ["--noise", "inf"], ["--noise"]),
-        ("attribution", ["--steps", "0", "--method", "integrated"], ["--steps"]),
-        ("attribution", ["--verify", "0"], ["--verify"]),
-        ("attribution", ["--audit", "0"], ["--audit"]),
-        ("astra", ["--masks", "1"], ["--masks"]),
-        ("astra", ["--keep", "1"], ["--keep"]),
-        ("astra", ["--alpha", "0"], ["--alpha"]),
-        ("astra", ["--top", "0"], ["--top"]),
-        ("astra", ["--strengths", "-1"], ["--strengths"]),
-        ("astra", ["--strengths"], ["--strengths"]),
-    ],
-)
-def test_bad_flags(refused: Refused, command: str, flags: list[str], words: list[str]) -> None:
-    given = {"patch": BLUR, "attribution": BLUR[:-2]}.get(command, ())  # a screen has no windows
-    refused(command, *given, *flags, words=tuple(words))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        (["patch", "--corruption", "blurr"], ["--corruption", "blurr", "blur"]),
-        (["patch", "--metric", "klo"], ["--metric", "klo", "kl"]),
-        (["patch", "--select", "wrong"], ["--select", "errors"]),
-        (["trace", "--target", "both"], ["--target", "label"]),
-        (["attribution", "--method", "magic"], ["--method", "integrated"]),
-        (["trace", "--max-smaples", "3"], ["--max-smaples", "--max-samples"]),
-        (["trac"], ["trace", "patch", "attribution", "astra"]),
-        ([], ["trace", "patch", "attribution", "astra"]),
-    ],
-)
-def test_what_is_no_choice_lists_the_choices(weightsmith, arguments: list[str], words: list[str]) -> None:
-    outcome = weightsmith("locate", *arguments)
-    assert outcome.status == 2
-    assert all(word in outcome.err + outcome.out for word in words)
-    assert "Traceback" not in outcome.err
-
-
-@pytest.mark.parametrize(
-    ("text", "words"),
-    [
-        ("metric: klo", ["kl"]),
-        ("corruption: blurr", ["blur"]),
-        ("sites: 3", ["sites"]),
-        ("epochs: 3", ["epochs"]),
-        ("max_samples: few", ["max_samples"]),
-    ],
-)
-def test_bad_config(refused: Refused, tmp_path: Path, text: str, words: list[str]) -> None:
-    (tmp_path / "asked.yaml").write_text(text)
-    refused("patch", "--config", tmp_path / "asked.yaml", words=("asked.yaml", *words))
 
 
 # --- pairs ----------------------------------------------------------------------------------------------------------
@@ -257,46 +159,6 @@ def test_a_damaged_model(refused: Refused, finished: Path, tmp_path: Path, kind:
 # --- prompts --------------------------------------------------------------------------------------------------------
 
 
-@pytest.fixture(scope="session")
-def texts(tmp_path_factory: pytest.TempPathFactory, tiny_model: Callable[..., Any]) -> Path:
-    """A folder with a Llama of 29 tokens that reads 16 of them, without a tokenizer."""
-    folder = tmp_path_factory.mktemp("texts")
-    save(tiny_model("llama"), folder / "llama")
-    (folder / "ids.json").write_text(json.dumps([{"ids": [1, 5, 9, 2, 7], "subject": [1, 3]}]))
-    return folder
-
-
-BAD_PROMPTS: dict[str, tuple[object, list[str]]] = {
-    "no JSON": ("{", ["no JSON file", '"subject": [first, end]']),
-    "no list": ({"prompt": "a"}, ["no list of prompts"]),
-    "none": ([], ["no list of prompts"]),
-    "no record": (["a"], ["record 0"]),
-    "no subject": ([{"prompt": "Ada was born in"}], ["record 0", '"subject"']),
-    "subject is no text": ([{"prompt": "Ada was born in", "subject": 3}], ["record 0"]),
-    "absent subject": ([{"prompt": "Ada was born in", "subject": "Bob"}], ["'Bob'", "'Ada was born in'", "record 0"]),
-    "text without a tokenizer": ([{"prompt": "Ada was born in", "subject": "Ada"}], ["tokenizer", "ids"]),
-    "no ids": ([{"ids": [], "subject": [0, 1]}], ["record 0", '"ids"']),
-    "fractions": ([{"ids": [1.5, 2], "subject": [0, 1]}], ["record 0", "whole numbers"]),
-    "digits in a text": ([{"ids": "123", "subject": [0, 1]}], ["record 0", "whole numbers"]),
-    "ids without subject": ([{"ids": [1, 2]}], ["record 0", '"subject": [first, end]']),
-    "negative id": ([{"ids": [1, -2], "subject": [0, 1]}], ["record 0", "from 0"]),
-    "negative target": ([{"ids": [1, 2], "subject": [0, 1], "target": -2}], ["record 0", '"target"']),
-    "beyond the vocabulary": ([{"ids": [1, 29], "subject": [0, 1]}], ["29"]),
-    "target beyond it": ([{"ids": [1, 2], "subject": [0, 1], "target": 29}], ["29"]),
-    "subject outside": ([{"ids": [1, 2], "subject": [0, 3]}], ["0 to 3 of 2"]),
-    "empty subject": ([{"ids": [1, 2], "subject": [1, 1]}], ["1 to 1 of 2"]),
-    "too long": ([{"ids": [1] * 17, "subject": [0, 1]}], ["17 tokens", "16"]),
-}
-
-
-@pytest.mark.parametrize("kind", BAD_PROMPTS)
-def test_bad_prompts(refused: Refused, texts: Path, tmp_path: Path, kind: str) -> None:
-    content, words = BAD_PROMPTS[kind]
-    path = tmp_path / "prompts.json"
-    path.write_text(content if isinstance(content, str) else json.dumps(content))
-    refused("trace", "--data-path", path, model=texts / "llama", words=tuple(words))
-
-
 def test_images_and_texts_are_told_apart(refused: Refused, texts: Path, tmp_path: Path) -> None:
     llama, ids = texts / "llama", texts / "ids.json"
     refused("patch", "--data-path", ids, model=llama, words=("pairs of images", "locate trace"))
@@ -305,24 +167,6 @@ def test_images_and_texts_are_told_apart(refused: Refused, texts: Path, tmp_path
     refused("trace", "--data-path", pairs(tmp_path / "a.npz"), model=llama, words=("a.npz", "JSON"))
     refused("trace", "--data-path", tmp_path / "absent.json", model=llama, words=("absent.json",))
     refused("trace", "--data-path", ids, words=("--data-path", "ids.json"))
-
-
-@pytest.mark.parametrize(
-    ("flags", "words"),
-    [
-        (["--tokens", "cls"], ["--tokens cls", "no CLS", "last"]),
-        (["--tokens", "patches"], ["--tokens patches", "no CLS"]),
-        (["--tokens", "each"], ["--tokens each", "images"]),
-        (["--tokens", "0,9"], ["token 9", "0 to 4"]),
-        (["--window", "4"], ["--window 4", "3 layers"]),
-        (["--map-site", "nowhere"], ["--map-site nowhere"]),
-        (["--sever", "attn.z"], ["--sever attn.z"]),
-        (["--noise", "1e-9"], ["--min-gap"]),
-    ],
-)
-def test_bad_flags_for_prompts(refused: Refused, texts: Path, flags: list[str], words: list[str]) -> None:
-    given = ("--data-path", texts / "ids.json", "--num-ablations", 2)
-    refused("trace", *given, *flags, model=texts / "llama", words=tuple(words))
 
 
 # --- places that cannot be written ----------------------------------------------------------------------------------
