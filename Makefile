@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE = 1
 
-.PHONY: demo test check format lint types floors docs clean
+.PHONY: demo test check format lint types floors docs audit clean
 
 demo: $(STAMP)
 	rm -rf runs/demo
@@ -33,6 +33,10 @@ floors: $(STAMP)
 # Strict: a dead link, a page outside the navigation, or a docstring that cannot be read is an error. See build/site/index.html.
 docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+# Fails where an installed package has a known vulnerability; where nobody can be asked it says so in a line and goes on.
+audit: $(STAMP)
+	$(BIN)/python .ci/audit.py $(BIN)/pip-audit
 
 # torch is pinned in constraints.txt rather than in pyproject.toml, so that a user with a GPU gets their own build.
 $(STAMP): pyproject.toml constraints.txt

@@ -89,8 +89,8 @@ def tried(work: Callable[..., T], *given: Any) -> tuple[T] | None:
         if not out_of_memory(error):
             raise
     # Out of the handler, so that no traceback holds on to the tensors of the frames that failed.
-    gc.collect()
     torch = sys.modules.get("torch")
     if torch is not None and torch.cuda.is_initialized():
+        gc.collect()  # what is left in cycles: worth its second there alone
         torch.cuda.empty_cache()
     return None

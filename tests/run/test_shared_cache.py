@@ -1,4 +1,4 @@
-"""Two commands that are started at once and share a cache: each comes to what it comes to alone."""
+"""Processes that are started at once and share a cache: each comes to what it comes to alone."""
 
 from __future__ import annotations
 
@@ -7,62 +7,68 @@ import subprocess
 import sys
 from pathlib import Path
 
-COMMANDS = """
+PROCESSES = """
 import os, sys
 from pathlib import Path
-from weightsmith import cli
+from weightsmith.data.facts import read_facts
+from weightsmith.data.texts import TextSet
+from weightsmith.edit import make_editor
 from weightsmith.measure import moments
-import transformers.models.gpt2.modeling_gpt2
+from weightsmith.models import load
 
 moments._SAVE_SECONDS, talker, top = -1.0, Path(sys.argv[1]), Path(sys.argv[2])  # sums are put aside whenever that is due
 
-def begun(name, cache, text):
+def edited(name, cache, text):
+    model = load(talker / "model")
+    texts = TextSet.of([(top / text).read_text()], model.tokenize, length=24)
+    editor = make_editor("memit", layers=(1, 2), steps=4, rounds=1, prefix_lengths=((4, 2),))
+    editor.solve(model, read_facts(talker / "facts.json")[:1], texts, top / cache).save(top / f"{cache}-{name}")
+
+def begun(*given):
     child = os.fork()
     if child:
         return child
-    status = 70
     try:
-        cli.main(
-            ["edit", "--model", f"{talker}/model", "--data-path", f"{talker}/facts.json", "--preserve", f"{top}/{text}",
-             "--hparams", f"{talker}/memit.yaml", "--edit-method", "memit", "--max-edits", "1", "--runs-dir", f"{top}/{cache}-runs",
-             "--run-name", name, "--cache-dir", f"{top}/{cache}", "--device", "cpu"]
-        )
-        status = 0
-    except SystemExit as stop:
-        status = stop.code
-    finally:
-        os._exit(status)
+        edited(*given)
+    except BaseException as error:
+        print(repr(error), file=sys.stderr)
+        os._exit(1)
+    os._exit(0)
 
 def all_ended(children):
     return [os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) for child in children]
 
-told = all_ended([begun("x", "alone", "text.txt")]) + all_ended([begun("y", "alone-too", "other.txt")])
-told += all_ended([begun(name, "shared", text) for name, text in (("x", "text.txt"), ("again", "text.txt"), ("y", "other.txt"))])
+told = all_ended([begun("x", "alone", "text.txt")]) + all_ended([begun("y", "alone too", "other.txt")])
+several = [("x", "text.txt"), ("again", "text.txt"), ("y", "other.txt")]
+told += all_ended([begun(name, "shared", text) for name, text in several])
 print(told)
 """
 
 
-def test_commands_that_share_a_cache(talker: Path, tmp_path: Path) -> None:
+def test_processes_that_share_a_cache(talker: Path, tmp_path: Path) -> None:
     text = (talker / "text.txt").read_text()
     (tmp_path / "text.txt").write_text(text)
     (tmp_path / "other.txt").write_text("Rain fell on the harbour.\n" * 60 + text)
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
     done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", COMMANDS, talker, tmp_path],
-        env=environment, capture_output=True, text=True, check=False,
-    )  # fmt: skip
+        [sys.executable, "-W", "ignore", "-c", PROCESSES, talker, tmp_path],
+        env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     assert done.stdout.splitlines()[-1:] == ["[0, 0, 0, 0, 0]"], done.stderr[-3000:]
 
-    def change(runs: str, name: str) -> bytes:
-        return (tmp_path / f"{runs}-runs" / name / "delta.safetensors").read_bytes()
+    def change(name: str) -> bytes:
+        return (tmp_path / name).read_bytes()
 
-    alone, other = change("alone", "x"), change("alone-too", "y")
+    alone, other = change("alone-x"), change("alone too-y")
     assert alone != other, "what is preserved matters"
-    assert change("shared", "x") == change("shared", "again") == alone
-    assert change("shared", "y") == other
+    assert change("shared-x") == change("shared-again") == alone
+    assert change("shared-y") == other
     entries = {path.name: path.read_bytes() for path in (tmp_path / "shared" / "moments").glob("*.safetensors")}
-    assert len(entries) == 2
-    for cache in ("alone", "alone-too"):
-        (entry,) = (tmp_path / cache / "moments").glob("*.safetensors")
-        assert entries[entry.name] == entry.read_bytes()
-    assert not [path for path in (tmp_path / "shared").rglob("*") if path.suffix == ".tmp"]
+    assert len(entries) == 4
+    for cache in ("alone", "alone too"):
+        kept = list((tmp_path / cache / "moments").glob("*.safetensors"))
+        assert len(kept) == 2
+        assert all(entries[entry.name] == entry.read_bytes() for entry in kept)
+    assert not list((tmp_path / "shared").rglob("*.tmp"))

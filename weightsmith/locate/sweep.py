@@ -159,6 +159,8 @@ class _Run:
     memory: int | None
     together: int | None = None  # noise samples at most, where memory has shown that it holds no more
     fitting: Fitting = field(default_factory=lambda: Fitting("cases are traced"))
+    deciding: Fitting = field(default_factory=lambda: Fitting("cases are decided"))
+    restoring: Fitting = field(default_factory=lambda: Fitting("places are restored"))
 
     def check(self) -> None:
         """Every bad site is told before any work is done."""
@@ -325,7 +327,7 @@ class _Run:
             if target.restores_all:
                 for name in self.metrics:
                     table[name][:, place[id(target)]] = clean[name]
-        size, fitting = max(1, self._lane_budget() // lanes.lane_bytes()), Fitting("places are restored")
+        size = max(1, self._lane_budget() // lanes.lane_bytes())
         for group in groups(target for target in every if not target.restores_all):
             todo = [
                 (target, case, case * samples + sample)
@@ -348,7 +350,7 @@ class _Run:
                     asked = decision.at(case)
                     return case, column, {name: asked.measure(name, logits) for name in self.metrics}
 
-                for case, column, values in fitting.parts(measured, len(chunk)):
+                for case, column, values in self.restoring.parts(measured, len(chunk)):
                     for name in self.metrics:
                         change = (values[name] - unpatched[name][case]) / samples
                         table[name].index_put_((case, column), change, accumulate=True)
@@ -356,10 +358,9 @@ class _Run:
 
     def _decision(self, which: list[int], clean: Tensor, corrupted: Tensor) -> Decision:
         logits = self.model.run_from(0, clean)
-        fitting = Fitting("cases are decided")
 
         def summed(inputs: Tensor) -> Tensor:
-            parts = fitting.parts(lambda which: self.model.run_from(0, inputs[which]).sum(0), len(inputs))
+            parts = self.deciding.parts(lambda which: self.model.run_from(0, inputs[which]).sum(0), len(inputs))
             return torch.stack(list(parts)).sum(0)
 
         runs = [summed(piece) for row in corrupted for piece in row.split(8)]
