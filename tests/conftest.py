@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import signal
@@ -35,6 +36,13 @@ hypothesis.settings.register_profile("weightsmith", deadline=None)  # the machin
 hypothesis.settings.load_profile("weightsmith")
 
 SIDE = 8
+
+
+def pytest_collection_finish() -> None:
+    """What is there by now stays to the end: the collector of cycles need not look at it again and again."""
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(10_000, 10, 10)
 
 
 def pytest_unconfigure() -> None:

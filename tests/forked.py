@@ -65,18 +65,21 @@ def wait_until(there: Callable[[], object], meanwhile: Callable[[], object] = la
 @contextmanager
 def forked(said: Path, *words: object, slowed: Callable[[], object] = lambda: None) -> Iterator[Forked]:
     """Begin a command; whatever happens, it does not outlive the block. `slowed` is called in its process before."""
-    context: Any = multiprocessing.get_context("fork")
-    process = context.Process(target=_run, args=(said, [str(word) for word in words], slowed))
-    with warnings.catch_warnings():
-        warnings.simplefilter(
-            "ignore", DeprecationWarning
-        )  # newer versions of Python warn of forks of threaded processes
-        process.start()
-    begun = Forked(process, said)
+    begun = Forked(started(_run, said, [str(word) for word in words], slowed), said)
     try:
         yield begun
     finally:
         begun.kill()
+
+
+def started(work: Callable[..., object], *given: object) -> Any:
+    """A process that does some work, a fork of this one."""
+    context: Any = multiprocessing.get_context("fork")
+    process = context.Process(target=work, args=given)
+    with warnings.catch_warnings():  # newer versions of Python warn of forks of processes with threads
+        warnings.simplefilter("ignore", DeprecationWarning)
+        process.start()
+    return process
 
 
 def _run(said: Path, words: list[str], slowed: Callable[[], object]) -> None:

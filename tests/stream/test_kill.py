@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-import os
 import random
-import subprocess
-import sys
+import signal
 import time
-from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 
+import pytest
+
+from tests.edit.conftest import CORPUS
+from tests.forked import started, wait_until
 from weightsmith.data.texts import TextSet
 from weightsmith.delta import weights_hash
 from weightsmith.edit import AlphaEdit
@@ -21,42 +22,19 @@ from weightsmith.stream import Journal, Stream, settings_of
 
 KILLS = 3
 
-SERVER = """
-import json, os, signal, sys
-from pathlib import Path
-from tests.edit.conftest import CORPUS
-from weightsmith.data.texts import TextSet
-from weightsmith.edit import AlphaEdit
-from weightsmith.models import load
-from weightsmith.request import TextRequest
-from weightsmith.stream import Journal, Stream
 
-def run():
+def work(folder: Path, said: Path) -> None:
+    """What the process does that is killed: it goes on with the stream, and says how many batches it has done."""
     model = load(folder / "model")
     texts = TextSet.of([CORPUS] * 4, model.tokenize, length=32)
     asked = [TextRequest(**entries) for entries in json.loads((folder / "asked.json").read_text())]
     journal = Journal.open(folder / "edits")
     stream = Stream(model, AlphaEdit(prefix_lengths=()), texts, journal=journal, cache_dir=folder / "cache")
-    print("ready", flush=True)
-    for request in asked[len(stream.batches):]:
-        stream.add([request])
-        print(len(stream.batches), flush=True)
-
-folder = Path(sys.argv[1])
-load(folder / "model")  # what is imported late is there now
-while sys.stdin.readline():  # "start": each process is a fork, so that torch is imported once
-    child = os.fork()
-    if not child:
-        try:
-            run()
-        except BaseException as error:
-            print(f"failed: {error!r}", flush=True)
-        os._exit(0)
-    sys.stdin.readline()  # "kill"
-    os.kill(child, signal.SIGKILL)
-    _, status = os.waitpid(child, 0)
-    print("killed" if os.WIFSIGNALED(status) else "ended", flush=True)
-"""
+    with said.open("w", buffering=1, encoding="utf-8") as file:
+        file.write("ready\n")
+        for request in asked[len(stream.batches) :]:
+            stream.add([request])
+            file.write(f"{len(stream.batches)}\n")
 
 
 def requests(subjects: int = 16) -> list[TextRequest]:
@@ -67,16 +45,6 @@ def requests(subjects: int = 16) -> list[TextRequest]:
     return [TextRequest(f"{n} {v}", f"{n} {v}", n, answers[i % len(answers)]) for i, (n, v) in enumerate(each)]
 
 
-def _until_end(lines: Iterable[str]) -> list[str]:
-    """The numbers that a process told, and how it ended."""
-    said: list[str] = []
-    for line in lines:
-        said.append(line.strip())
-        if said[-1] in ("killed", "ended"):
-            break
-    return said
-
-
 def test_killed_at_any_moment(gpt2: Model, texts: TextSet, tmp_path: Path) -> None:
     save(gpt2, tmp_path / "model")
     asked, editor = requests(), AlphaEdit(prefix_lengths=())
@@ -84,36 +52,31 @@ def test_killed_at_any_moment(gpt2: Model, texts: TextSet, tmp_path: Path) -> No
     (tmp_path / "asked.json").write_text(json.dumps(entries))
     model = load(tmp_path / "model")
     with Stream(model, editor, texts, cache_dir=tmp_path / "cache") as whole:
-        started = time.monotonic()
+        begun = time.monotonic()
         for request in asked:
             whole.add([request])
-        seconds, expected = time.monotonic() - started, weights_hash(model)
+        seconds, expected = time.monotonic() - begun, weights_hash(model)
     Journal.create(tmp_path / "edits", settings_of(model, editor, whole.replay))
     moments = random.Random(0)
-    environment = os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(p for p in sys.path if p)}
-    killed = 0
-    with subprocess.Popen(
-        [sys.executable, "-W", "ignore", "-c", SERVER, str(tmp_path)],
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        env=environment,
-        text=True,
-    ) as server:
-        assert server.stdin is not None
-        assert server.stdout is not None
-        for _ in range(KILLS):
-            server.stdin.write("start\n")
-            server.stdin.flush()
-            assert server.stdout.readline() == "ready\n"
+    killed, said = 0, tmp_path / "said"
+    for _ in range(KILLS):
+        said.unlink(missing_ok=True)
+        process = started(work, tmp_path, said)
+        try:
+            wait_until(
+                lambda: said.exists() and "ready" in said.read_text(),
+                lambda alive=process.is_alive: alive() or pytest.fail("it ended too early"),
+            )
             time.sleep(moments.uniform(0, seconds / 3))
-            server.stdin.write("kill\n")
-            server.stdin.flush()
-            *said, end = _until_end(server.stdout)
-            killed += end == "killed"
-            kept = len(Journal.open(tmp_path / "edits").batches)
-            reported = int(said[-1]) if said else 0
-            assert reported <= kept <= len(asked)
-            assert not said or kept <= reported + 1  # the one that was in flight, at most
+        finally:
+            process.kill()
+            process.join()
+        killed += process.exitcode == -signal.SIGKILL
+        *_, last = said.read_text().split()
+        kept = len(Journal.open(tmp_path / "edits").batches)
+        reported = 0 if last == "ready" else int(last)
+        assert reported <= kept <= len(asked)
+        assert not reported or kept <= reported + 1  # the one that was in flight, at most
     assert killed >= 2
     stream = Stream(model, editor, texts, journal=Journal.open(tmp_path / "edits"), cache_dir=tmp_path / "cache")
     for request in asked[len(stream.batches) :]:

@@ -108,29 +108,25 @@ def untimed(value: Any) -> Any:
     return [untimed(one) for one in value] if isinstance(value, list) else value
 
 
-def comparison(talker: Path, runs: Path, *more: object) -> list[str]:
-    """A comparison of eight cells that takes seconds."""
-    given = ["--model", talker / "model", "--data-path", talker / "facts.json", "--preserve", talker / "text.txt"]
-    files = ["--hparams", talker / "memit.yaml", talker / "finetune.yaml"]
-    quick = ["--methods", "memit", "finetune", *files, "--batch-sizes", 1, 3, "--seeds", 0, 1]
-    where = ["--runs-dir", runs, "--run-name", "c", "--cache-dir", runs / "cache", "--device", "cpu"]
-    return [str(word) for word in ("compare", *given, *quick, *where, *more)]
+def comparison(classifier: Path, runs: Path, *more: object) -> list[str]:
+    """A comparison of sixteen cells that takes seconds."""
+    given = ["--model", classifier, "--data-path", "digits", "--n-views", 2, "--device", "cpu"]
+    quick = ["--methods", "alphaedit", "rome", "--batch-sizes", 1, 2, 3, 4, "--seeds", 0, 1]
+    return [str(word) for word in ("compare", *given, *quick, "--runs-dir", runs, "--run-name", "c", *more)]
 
 
-def ablation(talker: Path, runs: Path, way: str, *more: object) -> list[str]:
-    given = ["--model", talker / "model", "--data-path", talker / "facts.json", "--preserve", talker / "text.txt"]
-    quick = ["--edit-method", "memit", "--hparams", talker / "memit.yaml", "--device", "cpu"]
+def ablation(classifier: Path, runs: Path, way: str, *more: object) -> list[str]:
+    given = ["--model", classifier, "--data-path", "digits", "--n-views", 2, "--device", "cpu"]
     which: list[object] = ["--ranks", 1, 4, "--fit-steps", 0, 3, "--max-edits", 3]
     if way == "replay":
         which = ["--max-edits", 6, "--batch-size", 2, "--buffers", 2, "--strategies", "random", "recent"]
-    where = ["--runs-dir", runs, "--run-name", way, "--cache-dir", runs / "cache"]
-    return [str(word) for word in ("ablate", way, *given, *quick, *which, *where, *more)]
+    return [str(word) for word in ("ablate", way, *given, *which, "--runs-dir", runs, "--run-name", way, *more)]
 
 
-def check_that_a_comparison_is_the_same(weightsmith: Any, talker: Path, alone: Path, runs: Path, *flags: str) -> None:
-    outcome = weightsmith(*comparison(talker, runs, *flags))
+def check_that_a_comparison_is_the_same(weightsmith: Any, finished: Path, alone: Path, runs: Path, *flags: str) -> None:
+    outcome = weightsmith(*comparison(finished, runs, *flags))
     assert outcome.status == 0, outcome.err
-    assert "8 cells, 2 at a time" in outcome.err
+    assert "16 cells, 2 at a time" in outcome.err
     check_that_it_is_the_same(alone, runs)
 
 
@@ -138,14 +134,14 @@ def check_that_it_is_the_same(alone: Path, runs: Path) -> None:
     for name in ("baseline_comparison.csv", "comparison_table.csv"):
         assert table(runs / "c" / name) == table(alone / "c" / name)
     assert cells(runs / "c") == cells(alone / "c")
-    assert len(cells(runs / "c")) == 8
+    assert len(cells(runs / "c")) == 16
     assert json.loads((runs / "c" / "env.json").read_text())["cell_threads"] == 1
 
 
 def check_that_an_ablation_is_the_same(
-    weightsmith: Any, talker: Path, alone: Path, runs: Path, way: str, *flags: str
+    weightsmith: Any, finished: Path, alone: Path, runs: Path, way: str, *flags: str
 ) -> None:
-    outcome = weightsmith(*ablation(talker, runs, way, *flags))
+    outcome = weightsmith(*ablation(finished, runs, way, *flags))
     assert outcome.status == 0, outcome.err
     name = {"lora": "lora_native_ablation.csv", "replay": "replay_ablation.csv"}[way]
     assert table(runs / way / name) == table(alone / way / name)

@@ -13,13 +13,13 @@ from weightsmith import cli
 
 
 @pytest.fixture(scope="session")
-def alone(talker: Path, once: Once) -> Path:
+def alone(finished: Path, once: Once) -> Path:
     """The runs of one process on one thread; do not write into them."""
 
     def make(runs: Path) -> None:
-        cli.main(comparison(talker, runs, "--threads", 1))
+        cli.main(comparison(finished, runs, "--threads", 1))
         for way in ("lora", "replay"):
-            cli.main(ablation(talker, runs, way, "--threads", 1))
+            cli.main(ablation(finished, runs, way, "--threads", 1))
 
     return once("alone", make)
 

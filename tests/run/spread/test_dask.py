@@ -6,6 +6,7 @@ import logging
 import os
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
@@ -19,7 +20,6 @@ from tests.run.spread.checks import (
     check_that_an_ablation_is_the_same,
     check_that_every_cell_comes_back,
     check_what_ends_every_sweep,
-    comparison,
     found,
     settings_at,
 )
@@ -88,15 +88,15 @@ def test_a_worker_that_cannot_begin(spread: Settings, tmp_path: Path) -> None:
 
 
 def test_a_comparison_is_the_same_to_the_last_bit(
-    weightsmith, talker: Path, alone: Path, flags: list[str], tmp_path: Path
+    weightsmith, finished: Path, alone: Path, flags: list[str], tmp_path: Path
 ) -> None:
-    check_that_a_comparison_is_the_same(weightsmith, talker, alone, tmp_path, *flags)
+    check_that_a_comparison_is_the_same(weightsmith, finished, alone, tmp_path, *flags)
 
 
 def test_an_ablation_of_replay_is_the_same_to_the_last_bit(
-    weightsmith, talker: Path, alone: Path, flags: list[str], tmp_path: Path
+    weightsmith, finished: Path, alone: Path, flags: list[str], tmp_path: Path
 ) -> None:
-    check_that_an_ablation_is_the_same(weightsmith, talker, alone, tmp_path, "replay", *flags)
+    check_that_an_ablation_is_the_same(weightsmith, finished, alone, tmp_path, "replay", *flags)
 
 
 def test_coefficients_are_the_same_to_the_last_bit(
@@ -112,13 +112,14 @@ def test_coefficients_are_the_same_to_the_last_bit(
     assert len(cells(tmp_path / "two")) == 6
 
 
-def test_a_failed_cell_is_told_with_what_measures_it_again(
+def test_cells_of_a_language_model_are_the_same_and_a_failed_one_is_told_with_what_measures_it_again(
     weightsmith, talker: Path, flags: list[str], tmp_path: Path
 ) -> None:
     (tmp_path / "wide.yaml").write_text(yaml.safe_dump({"method": "rome", "layers": [0, 1]}))
-    given = comparison(talker, tmp_path, "--methods", "rome", "finetune", "--batch-sizes", 2, "--seeds", 0, 1)
-    files = ["--hparams", tmp_path / "wide.yaml", talker / "finetune.yaml"]
-    outcome = weightsmith(*given, *files, *flags)
+    given = ["compare", "--model", talker / "model", "--data-path", talker / "facts.json", "--device", "cpu"]
+    given += ["--preserve", talker / "text.txt", "--batch-sizes", 2, "--seeds", 0, 1, "--runs-dir", tmp_path]
+    both = ["--methods", "rome", "finetune", "--hparams", tmp_path / "wide.yaml", talker / "finetune.yaml"]
+    outcome = weightsmith(*given, *both, "--run-name", "c", *flags)
     assert outcome.status == 3, outcome.err
     assert "rome, 2 edits, seed 0 failed: ROME edits one layer" in outcome.out
     again = f"weightsmith compare --runs-dir {tmp_path} --run-name c --resume"
@@ -128,6 +129,16 @@ def test_a_failed_cell_is_told_with_what_measures_it_again(
     outcome = weightsmith(*again.split()[1:], "--backend", "processes")
     assert outcome.status == 3, outcome.err
     assert "2 of 4 cells are measured already" in outcome.err
+    one = ["--methods", "finetune", "--hparams", talker / "finetune.yaml", "--threads", 1]
+    assert weightsmith(*given, *one, "--run-name", "alone").status == 0
+    alone, spread = cells(tmp_path / "alone"), cells(tmp_path / "c")
+    assert len(alone) == 2
+    assert {name: measured(spread[name]) for name in alone} == {name: measured(cell) for name, cell in alone.items()}
+
+
+def measured(cell: dict[str, Any]) -> dict[str, Any]:
+    """What a cell came to, without the key of its comparison."""
+    return {name: value for name, value in cell.items() if name != "key"}
 
 
 def test_a_worker_that_is_killed(spread: Settings, tmp_path: Path) -> None:

@@ -113,15 +113,15 @@ def test_this_machine_has_processors() -> None:
 )
 @pytest.mark.parametrize("command", ["compare", "ablate"])
 def test_bad_flags(
-    weightsmith, talker: Path, tmp_path: Path, command: str, flags: list[object], words: list[str]
+    weightsmith, finished: Path, tmp_path: Path, command: str, flags: list[object], words: list[str]
 ) -> None:
     pytest.importorskip("ray" if "ray" in flags else "distributed" if "dask" in flags else "joblib")
-    given = comparison(talker, tmp_path) if command == "compare" else ablation(talker, tmp_path, "lora")
+    given = comparison(finished, tmp_path) if command == "compare" else ablation(finished, tmp_path, "lora")
     assert_refused(weightsmith(*given, *flags), words)
     assert not [path for path in tmp_path.iterdir() if path.name != "cache"]
 
 
-def test_a_backend_that_is_nearly_right(weightsmith, talker: Path, tmp_path: Path) -> None:
-    outcome = weightsmith(*comparison(talker, tmp_path, "--backend", "rai"))
+def test_a_backend_that_is_nearly_right(weightsmith, finished: Path, tmp_path: Path) -> None:
+    outcome = weightsmith(*comparison(finished, tmp_path, "--backend", "rai"))
     assert outcome.status == 2
     assert "ray" in outcome.err

@@ -93,10 +93,10 @@ def test_a_traceback_is_kept_beside_a_cell_until_it_is_measured(tmp_path: Path) 
 
 @pytest.mark.parametrize("how", ["interrupted", "worker killed"])
 def test_what_was_stopped_is_gone_on_with_to_the_last_bit(
-    weightsmith, talker: Path, alone: Path, tmp_path: Path, how: str
+    weightsmith, finished: Path, alone: Path, tmp_path: Path, how: str
 ) -> None:
     place = tmp_path / "c" / "cells"
-    with forked(tmp_path / "said", *comparison(talker, tmp_path, "--jobs", 2)) as command:
+    with forked(tmp_path / "said", *comparison(finished, tmp_path, "--jobs", 2)) as command:
         command.until(lambda: list(place.glob("*.json")))
         workers = children(command.pid)
         assert len(workers) >= 2
@@ -110,16 +110,16 @@ def test_what_was_stopped_is_gone_on_with_to_the_last_bit(
     assert "Traceback" not in err
     (error,) = [line for line in err.splitlines() if line.startswith("error:")]
     assert "--resume" in error
-    assert "8 cells, 2 at a time" in err
+    assert "16 cells, 2 at a time" in err
     wait_until(lambda: not any(map(alive, workers)))
     done = {path: path.stat().st_mtime_ns for path in place.glob("*.json")}
-    assert 1 <= len(done) < 8
+    assert 1 <= len(done) < 16
     # In two processes again, or in this one, on the threads of the cells that are there.
     jobs = 2 if how == "interrupted" else 1
     outcome = weightsmith("compare", "--runs-dir", tmp_path, "--run-name", "c", "--resume", "--jobs", jobs)
     assert outcome.status == 0, outcome.err
     assert {path: path.stat().st_mtime_ns for path in done} == done
-    assert f"{len(done)} of 8 cells are measured already" in outcome.err
+    assert f"{len(done)} of 16 cells are measured already" in outcome.err
     check_that_it_is_the_same(alone, tmp_path)
 
 
@@ -169,8 +169,8 @@ def test_a_model_that_cannot_be_made_does_not_end_the_others(
     assert "2 of 3 smaller models are there already" in outcome.err
 
 
-def test_a_run_keeps_its_threads(weightsmith, talker: Path, tmp_path: Path) -> None:
-    given = comparison(talker, tmp_path, "--methods", "finetune", "--hparams", talker / "finetune.yaml")
+def test_a_run_keeps_its_threads(weightsmith, finished: Path, tmp_path: Path) -> None:
+    given = comparison(finished, tmp_path, "--methods", "rome")
     assert weightsmith(*given, "--batch-sizes", 1, "--seeds", 0, "--threads", 3).status == 0
     env = tmp_path / "c" / "env.json"
     assert json.loads(env.read_text())["cell_threads"] == 3

@@ -102,15 +102,15 @@ def test_a_worker_that_cannot_begin(joined: Settings, tmp_path: Path) -> None:
 
 
 def test_a_comparison_is_the_same_to_the_last_bit(
-    weightsmith, talker: Path, alone: Path, flags: list[str], tmp_path: Path
+    weightsmith, finished: Path, alone: Path, flags: list[str], tmp_path: Path
 ) -> None:
-    check_that_a_comparison_is_the_same(weightsmith, talker, alone, tmp_path, *flags)
+    check_that_a_comparison_is_the_same(weightsmith, finished, alone, tmp_path, *flags)
 
 
 def test_an_ablation_of_adapters_is_the_same_to_the_last_bit(
-    weightsmith, talker: Path, alone: Path, flags: list[str], tmp_path: Path
+    weightsmith, finished: Path, alone: Path, flags: list[str], tmp_path: Path
 ) -> None:
-    check_that_an_ablation_is_the_same(weightsmith, talker, alone, tmp_path, "lora", *flags)
+    check_that_an_ablation_is_the_same(weightsmith, finished, alone, tmp_path, "lora", *flags)
 
 
 def test_models_made_smaller_are_the_same_to_the_last_bit(
