@@ -41,6 +41,7 @@ def stays(module: nn.Module) -> bool:
     return module in _STAYING
 
 
+@cache
 def can_map() -> bool:
     """Whether this system tells which pages are a file's and were not written to."""
     return sys.platform == "linux" and Path("/proc/self/pagemap").exists()
@@ -59,7 +60,12 @@ def in_files(tensors: Iterable[Tensor]) -> int:
 
 
 def release(tensors: Iterable[Tensor]) -> None:
-    """Forget the pages of tensors that were read and not written to; the next look at them reads them again."""
+    """Forget the pages of tensors that were read and not written to; the next look at them reads them again.
+
+    Tensors that lie in no file are left as they are, and so is everything where the system does not tell.
+    """
+    if not can_map():
+        return
     for first, end in _joined(tensors):
         own = np.flatnonzero(_own(first, end))
         for start, stop in zip([0, *(own + 1)], [*own, (end - first) // PAGE], strict=True):

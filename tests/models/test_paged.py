@@ -249,3 +249,22 @@ def test_commands_that_make_a_network_say_that_it_is_not_for_them(
     said = " ".join(capsys.readouterr().err.split())
     assert "--device disk leaves a trained model's weights in its file" in said
     assert said.endswith("give auto or cpu")
+
+
+def test_what_lies_in_no_file_is_never_forgotten(monkeypatch: pytest.MonkeyPatch) -> None:
+    numbers = torch.arange(10_000.0)
+    mapped.release([numbers])
+    assert torch.equal(numbers, torch.arange(10_000.0))
+    monkeypatch.setattr(mapped, "can_map", lambda: False)
+    monkeypatch.setattr(mapped, "_own", None)
+    mapped.release([numbers])  # another system: nothing is asked
+
+
+def test_loading_does_not_hold_a_network_twice(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is copied to another address is forgotten where it was read."""
+    forgotten: list[Tensor] = []
+    monkeypatch.setattr(mapped, "release", forgotten.extend)
+    weights = weights_of(load(folder, device="cpu").module)
+    copied = bytes_of(load(folder, device="cpu").module) - mapped.in_files(weights)
+    assert copied > 0, "all weights of this file lie where torch would have put them: add a letter to its metadata"
+    assert sum(tensor.nbytes for tensor in forgotten) == 2 * copied

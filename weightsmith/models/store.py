@@ -294,7 +294,9 @@ def _align(module: nn.Module) -> None:
     """
     for weight in weights_of(module):
         if weight.device.type == "cpu" and weight.data_ptr() % _ALIGNMENT:
-            weight.data = weight.data.clone()
+            in_file = weight.data
+            weight.data = in_file.clone()
+            mapped.release([in_file])  # else a network is in memory twice while it is loaded
 
 
 _ALIGNMENT = 64
