@@ -40,11 +40,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         with led():
             return
     with collector_paused():
+        from weightsmith.cli.names import check_names
         from weightsmith.cli.parsing import parse
         from weightsmith.cli.wording import UsageError
         from weightsmith.errors import WeightsmithError
 
         try:
+            check_names(given)
             call = parse(given)
         except (UsageError, WeightsmithError) as error:
             _fail(str(error), FLAGS.status if isinstance(error, UsageError) else REFUSED.status, "--json" in given)
