@@ -95,6 +95,9 @@ GROUPS = (
             (["--device", "abacus"], ["--device", "abacus"]),
             (["--max-edits", "0"], ["--max-edits"]),
             (["--num-ablations", "0"], ["--num-ablations"]),
+            (["--epochs", "0"], ["--epochs"]),
+            (["--lr", "-1"], ["--lr"]),
+            (["--label-smoothing", "1"], ["--label-smoothing"]),
             (["--held-out-from", "none"], ["--held-out-from", "--edit-from"]),
             (["--held-out-from", "test"], ["test"]),
             (["--held-out-from", "val"], ["val"]),
@@ -105,9 +108,6 @@ GROUPS = (
         )
         + flags(  # met when the data stage is done
             (["--model", "digtis"], ["--model", "digits"]),
-            (["--epochs", "0"], ["--epochs"]),
-            (["--lr", "-1"], ["--lr"]),
-            (["--label-smoothing", "1"], ["--label-smoothing"]),
             (["--checkpoint", "nowhere"], ["nowhere"]),
             later=True,
         )

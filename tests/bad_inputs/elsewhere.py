@@ -135,11 +135,12 @@ NAMED: dict[int, dict[str, tuple[str, ...]]] = {
         ),
         "corrupt, truncated or swapped cache entries": (
             "tests/measure/test_moments.py::test_a_damaged_entry_is_measured_again",
-            "tests/data/test_npz.py::test_an_unpacked_file_that_is_damaged_is_named",
+            "tests/data/test_npz.py::test_an_unpacked_file_that_is_another_is_unpacked_again",
         ),
         "two runs sharing one cache": (
             "tests/measure/test_moments.py::test_two_processes_share_a_cache",
             "tests/data/test_npz.py::test_unpacking_at_the_same_time_does_no_harm",
+            "tests/run/test_shared_cache.py::test_processes_that_share_a_cache",
         ),
         "pickled weights": ("tests/test_adapters.py::test_a_pickle_is_not_opened", "run, a file: pickle"),
         "image bombs": ("tests/data/test_folder.py::test_an_image_just_over_the_limit_is_refused_too",),

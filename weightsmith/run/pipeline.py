@@ -19,7 +19,7 @@ from weightsmith.errors import WeightsmithError, did_you_mean, near_path
 from weightsmith.files import read_csv, user_path
 from weightsmith.run.editing import AUTO, check_layer_flags
 from weightsmith.run.folder import RunFolder, new_name, require_run
-from weightsmith.run.job import Job, check_device
+from weightsmith.run.job import TRAIN_DEFAULTS, Job, check_device, train_options
 from weightsmith.run.options.correct import STAGE_NAMES, RunOptions
 from weightsmith.run.outcome import Outcome
 from weightsmith.run.page import write_report
@@ -179,6 +179,7 @@ def check_options(options: RunOptions) -> None:
         raise WeightsmithError(
             "--held-out-from none leaves nothing to prove the edit on: give --edit-from PATH with it"
         )
+    train_options(options, TRAIN_DEFAULTS)  # says what is wrong with them
     check_device(options.device)
     check_tracking(options)
 

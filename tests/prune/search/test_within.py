@@ -108,11 +108,11 @@ def test_the_bound_is_above_both_guesses() -> None:
 
 
 def test_a_larger_budget_keeps_less(whole: Model, images: ImageSet) -> None:
-    sizes = [int(str(within_kl(whole, images, budget, WAYS).info["macs"])) for budget in (1e-30, 0.01, 100.0)]
+    found = [within_kl(whole, images, budget, WAYS) for budget in (1e-30, 0.01, 1e6)]
+    sizes = [int(str(one.info["macs"])) for one in found]
     assert sizes[0] >= sizes[1] >= sizes[2]
     assert sizes[0] == shape_of(whole).macs(cls_only=True)
-    smallest = within_kl(whole, images, 1e6, WAYS)
-    assert sum(map(len, smallest.kept.heads)) >= 1
+    assert sum(map(len, found[-1].kept.heads)) >= 1
 
 
 def test_the_same_seed_finds_the_same(whole: Model, images: ImageSet) -> None:
