@@ -21,7 +21,7 @@ moments._SAVE_SECONDS, talker, top = -1.0, Path(sys.argv[1]), Path(sys.argv[2]) 
 def edited(name, cache, text):
     model = load(talker / "model")
     texts = TextSet.of([(top / text).read_text()], model.tokenize, length=24)
-    editor = make_editor("memit", layers=(1, 2), steps=4, rounds=1, prefix_lengths=((4, 2),))
+    editor = make_editor("memit", layers=(1,), steps=4, rounds=1, prefix_lengths=((4, 2),))
     editor.solve(model, read_facts(talker / "facts.json")[:1], texts, top / cache).save(top / f"{cache}-{name}")
 
 def begun(*given):
@@ -46,9 +46,9 @@ print(told)
 
 
 def test_processes_that_share_a_cache(talker: Path, tmp_path: Path) -> None:
-    text = (talker / "text.txt").read_text()
+    text = (talker / "text.txt").read_text()[:2000]
     (tmp_path / "text.txt").write_text(text)
-    (tmp_path / "other.txt").write_text("Rain fell on the harbour.\n" * 60 + text)
+    (tmp_path / "other.txt").write_text("Rain fell on the harbour.\n" * 6 + text)
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", PROCESSES, talker, tmp_path],
         env=os.environ | {"HF_HUB_OFFLINE": "1", "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)},
@@ -66,9 +66,9 @@ def test_processes_that_share_a_cache(talker: Path, tmp_path: Path) -> None:
     assert change("shared-x") == change("shared-again") == alone
     assert change("shared-y") == other
     entries = {path.name: path.read_bytes() for path in (tmp_path / "shared" / "moments").glob("*.safetensors")}
-    assert len(entries) == 4
+    assert len(entries) == 2
     for cache in ("alone", "alone too"):
         kept = list((tmp_path / cache / "moments").glob("*.safetensors"))
-        assert len(kept) == 2
+        assert len(kept) == 1
         assert all(entries[entry.name] == entry.read_bytes() for entry in kept)
     assert not list((tmp_path / "shared").rglob("*.tmp"))
