@@ -36,7 +36,9 @@ def audited(command: list[str]) -> tuple[int, str]:
         lines.append(f"dependencies could not be audited: the index knows none of {len(entries)} packages")
     else:
         lines.append(f"{len(known)} of {len(entries)} packages audited, {len(found)} vulnerabilities")
-    return int(any(one["fix_versions"] for _, one in found)), "\n".join(lines)  # what nobody has mended, nobody can take
+    return int(any(one["fix_versions"] for _, one in found)), "\n".join(
+        lines
+    )  # what nobody has mended, nobody can take
 
 
 if __name__ == "__main__":
