@@ -123,8 +123,8 @@ def test_training_is_in_mixed_precision_on_a_gpu_alone(
 ) -> None:
     """Both come to the same accuracy on what they were trained on, which a lookup table of 48 images can."""
     seen: list[torch.dtype | None] = []
-    real = Training._autocast
-    monkeypatch.setattr(Training, "_autocast", lambda self, *where: (seen.append(self.half), real(self, *where))[1])
+    real = Training._step
+    monkeypatch.setattr(Training, "_step", lambda self, *where: (seen.append(self.half), real(self, *where))[1])
     right = []
     for number, model in enumerate(both("vit")):
         options = TrainOptions(epochs=12, batch_size=16, lr=5e-3)
