@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import ctypes
+import gc
 import json
+import resource
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -57,3 +60,17 @@ def keep(
     machine = environment()
     machine["packages"] |= packages or {}
     write_json(folder / "machine.json", machine)
+
+
+def held() -> int:
+    """Bytes of memory that this process holds when freed memory has gone back to the system; its peak begins anew."""
+    gc.collect()
+    ctypes.CDLL(None).malloc_trim(0)
+    Path("/proc/self/clear_refs").write_text("5")
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
+
+
+def peak() -> int:
+    """Bytes that this process held at most since its peak was begun anew."""
+    lines = Path("/proc/self/status").read_text().splitlines()
+    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))

@@ -113,7 +113,7 @@ def put_aside(tensor: Tensor, folder: Path) -> Tensor:
     if tensor.ndim == 2 and tensor.mT.is_contiguous() and not tensor.is_contiguous():
         return put_aside(tensor.mT, folder).mT  # LAPACK's order: what computes with it next gives the same bits
     folder.mkdir(parents=True, exist_ok=True)
-    with tempfile.NamedTemporaryFile(dir=folder, prefix=".aside-") as file:
+    with tempfile.NamedTemporaryFile(dir=folder, prefix=".aside-", suffix=".tmp") as file:
         tensor.contiguous().numpy().tofile(file)
         file.flush()
         mapped = torch.from_file(file.name, shared=False, size=tensor.numel(), dtype=tensor.dtype)

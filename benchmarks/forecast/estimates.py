@@ -15,11 +15,8 @@ Caches are empty but for the fact world's model.
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import os
-import resource
 import shutil
 import subprocess
 import sys
@@ -242,18 +239,19 @@ def told(how: str, words: list[str]) -> dict[str, float]:
     time.perf_counter = time.process_time  # what the estimates are made from
     import torch
 
+    from benchmarks.shared import held, peak
     from weightsmith.cli.parsing import parse
 
     torch.set_num_threads(1)
     call = parse(words)
     function: Any = call.command.planner() if how == "plan" else call.command.function()
     warmed()
-    before, started = _held(), time.process_time()
+    before, started = held(), time.process_time()
     found = function(call.options)
     spent = time.process_time() - started
     if how == "plan":
         return {"seconds": found.seconds, "memory": found.memory, "forwards": found.forwards, "planning": spent}
-    return {"seconds": spent, "memory": _peak() - before}
+    return {"seconds": spent, "memory": peak() - before}
 
 
 def warmed() -> None:
@@ -273,20 +271,6 @@ def warmed() -> None:
     for known in (parts._panel, parts._text, parts._overlays, parts.scoring):
         known.cache_clear()  # a plan measures for itself
     torch.linalg.eigh(torch.eye(8, dtype=torch.float64))
-
-
-def _held() -> int:
-    """Bytes of memory that this process holds when freed memory has gone back to the system; its peak begins anew."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def _peak() -> int:
-    """Bytes that this process held at most since its peak was begun anew."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 
 
 def made(work: Path) -> dict[str, Path]:

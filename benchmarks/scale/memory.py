@@ -11,11 +11,8 @@ the most memory that it held at a time beside what Python and its packages held 
 from __future__ import annotations
 
 import argparse
-import ctypes
-import gc
 import json
 import os
-import resource
 import subprocess
 import sys
 import tempfile
@@ -26,7 +23,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).parents[2]))
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
-from benchmarks.shared import keep
+from benchmarks.shared import held, keep, peak
 
 RESULTS = Path(__file__).parent / "results"
 SIZES = {"gpt2": (12, 768), "gpt2-medium": (24, 1024), "gpt2-large": (36, 1280), "gpt2-xl": (48, 1600)}
@@ -149,20 +146,6 @@ def told(how: str, *words: str) -> dict[str, Any]:
     if how == "plan":
         return {"seconds": found.seconds, "memory": found.memory, "planning": seconds, "planning_memory": memory}
     return {"seconds": seconds, "memory": memory, "delta": str(found.folder / "delta.safetensors")}
-
-
-def held() -> int:
-    """Bytes that this process holds when freed memory has gone back to the system; its peak begins anew."""
-    gc.collect()
-    ctypes.CDLL(None).malloc_trim(0)
-    Path("/proc/self/clear_refs").write_text("5")
-    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
-
-
-def peak() -> int:
-    """Bytes that it held at most since."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return 1024 * int(next(line.split()[1] for line in lines if line.startswith("VmHWM")))
 
 
 def apart(first: Path, second: Path) -> float:

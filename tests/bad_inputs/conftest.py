@@ -26,6 +26,8 @@ from tests.run.conftest import (
 from weightsmith.data import artificial as presets
 from weightsmith.data.artificial import ArtificialTask
 from weightsmith.models import create, save
+from weightsmith.models.mlp import MLPConfig, MLPForImageClassification
+from weightsmith.models.store import wrap
 
 __all__ = [
     "_undrawn", "drawn", "finished", "knowing", "run_copy", "small_facts", "talker", "tiny", "tuned", "weightsmith",
@@ -90,3 +92,16 @@ def small_tables() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patched:
         patched.setitem(presets.PRESETS, "plain", (first, second))
         yield
+
+
+def perfect(folder: Path) -> Path:
+    """A model that gets a two-class data set right: black images are class 0, white ones class 1."""
+    module = MLPForImageClassification(MLPConfig(image_size=8, num_channels=1, hidden_sizes=(4,), num_labels=2))
+    with torch.no_grad():
+        for parameter in module.parameters():
+            parameter.zero_()
+        module.blocks[0].linear.weight[0] = 1.0
+        module.classifier.weight[1, 0] = 1.0
+        module.classifier.bias[0] = 1.0
+    save(wrap(module.eval(), None, {}, "perfect"), folder)
+    return folder

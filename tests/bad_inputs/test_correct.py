@@ -7,12 +7,10 @@ import shutil
 from pathlib import Path
 
 import numpy as np
-import torch
 
+from tests.bad_inputs.conftest import perfect
 from tests.bad_inputs.correct import npz
 from weightsmith.models import create, save
-from weightsmith.models.mlp import MLPConfig, MLPForImageClassification
-from weightsmith.models.store import wrap
 
 
 def check_refused(outcome: object, *words: str) -> None:
@@ -86,24 +84,11 @@ def test_a_checkpoint_selected_on_held_out_images(weightsmith, tiny, run_copy: P
     check_refused(outcome, "--checkpoint", "7 of the 359", "val part")
 
 
-def perfect(folder: Path, images: np.ndarray, labels: np.ndarray) -> Path:
-    """A model that gets a two-class data set right: black images are class 0, white ones class 1."""
-    module = MLPForImageClassification(MLPConfig(image_size=8, num_channels=1, hidden_sizes=(4,), num_labels=2))
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.zero_()
-        module.blocks[0].linear.weight[0] = 1.0
-        module.classifier.weight[1, 0] = 1.0
-        module.classifier.bias[0] = 1.0
-    save(wrap(module.eval(), None, {}, "perfect"), folder)
-    return folder
-
-
 def test_a_model_without_errors(weightsmith, tmp_path: Path) -> None:
     labels = np.arange(60, dtype=np.uint8) % 2
     images = np.where(labels[:, None, None] == 1, 255, 0).astype(np.uint8) * np.ones((60, 8, 8), np.uint8)
     path = npz(tmp_path / "easy.npz", train_images=images, train_labels=labels)
-    model = perfect(tmp_path / "perfect", images, labels)
+    model = perfect(tmp_path / "perfect")
     flags = ["--data-path", path, "--checkpoint", model, "--runs-dir", tmp_path / "runs", "--run-name", "easy"]
     check_refused(weightsmith("run", *flags), "no errors", "--edit-from")
     assert (tmp_path / "runs" / "easy" / "model" / "model.safetensors").exists()

@@ -12,12 +12,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-import torch
 
+from tests.bad_inputs.conftest import perfect
 from weightsmith.errors import WeightsmithError
 from weightsmith.models import create, save
-from weightsmith.models.mlp import MLPConfig, MLPForImageClassification
-from weightsmith.models.store import wrap
 from weightsmith.run.locate import check_options
 from weightsmith.run.options.locate import TraceOptions
 
@@ -114,15 +112,7 @@ def test_other_classes_than_the_data(refused: Refused, tmp_path: Path) -> None:
 
 
 def test_a_model_without_errors(refused: Refused, tmp_path: Path) -> None:
-    """Black images are class 0, white ones class 1."""
-    module = MLPForImageClassification(MLPConfig(image_size=8, num_channels=1, hidden_sizes=(4,), num_labels=2))
-    with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.zero_()
-        module.blocks[0].linear.weight[0] = 1.0
-        module.classifier.weight[1, 0] = 1.0
-        module.classifier.bias[0] = 1.0
-    save(wrap(module.eval(), None, {}, "perfect"), tmp_path / "perfect")
+    perfect(tmp_path / "perfect")
     labels = np.arange(20, dtype=np.uint8) % 2
     images = np.where(labels[:, None, None] == 1, 255, 0).astype(np.uint8) * np.ones((20, 8, 8), np.uint8)
     np.savez(tmp_path / "easy.npz", train_images=images, train_labels=labels[:, None])

@@ -23,9 +23,9 @@ from weightsmith.locate.grids import layers, tokens
 from weightsmith.locate.hook_lanes import HookLanes
 from weightsmith.locate.lanes import Batch
 from weightsmith.locate.metrics import METRICS, Decision
-from weightsmith.locate.plan import ORDER, groups, targets
+from weightsmith.locate.plan import ORDER, first_changed, first_token, groups, targets
 from weightsmith.locate.split_lanes import SplitLanes
-from weightsmith.locate.sweep import Sweep, _begin, _first_changed, sweep
+from weightsmith.locate.sweep import Sweep, sweep
 from weightsmith.models import Model, Split, families, patch, record
 from weightsmith.models.split import Block
 from weightsmith.site import Site
@@ -325,11 +325,11 @@ def test_lanes_in_parts_and_lanes_with_hooks_are_the_same(model: Model, few: Cas
     lanes = [make(model, clean, corrupted[0], kinds, set(sever)) for make in (SplitLanes, HookLanes)]
     for name in ("clean", "corrupted"):
         torch.testing.assert_close(getattr(lanes[0], name), getattr(lanes[1], name), rtol=0, atol=1e-6)
-    first = _first_changed(clean[0], corrupted[0]) if model.family.causal else 0
+    first = first_changed(clean[0], corrupted[0]) if model.family.causal else 0
     moved = 0
     for group in groups(plan):
         lane = torch.arange(len(group)) % 2  # of both noise samples in one batch
-        start = min(_begin(target, first, tokens) for target in group) if model.family.causal else 0
+        start = min(first_token(target, first, tokens) for target in group) if model.family.causal else 0
         batch = Batch(lane, torch.zeros_like(lane), [target.writes for target in group], start)
         one, other = (each.run(batch) for each in lanes)
         torch.testing.assert_close(one, other, rtol=0, atol=1e-5, msg=str(group[0].writes[0]))

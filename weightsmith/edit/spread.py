@@ -21,7 +21,7 @@ from weightsmith.edit.metric import Guarded, Metric
 from weightsmith.edit.solver import Solution, solve
 from weightsmith.edit.targets import TargetOptions
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import default_cache_dir
+from weightsmith.files import default_cache_dir, remove_abandoned
 from weightsmith.models import Model
 
 
@@ -57,6 +57,7 @@ class Place:
         """
         folder = cache_dir or default_cache_dir()
         metric: Any = self.metric
+        remove_abandoned(folder)  # matrices of processes that were killed before their files had lost their names
         try:
             mine = {name: mapped.put_aside(matrix, folder) for name, matrix in _matrices(metric).items()}
             moment = mapped.put_aside(self.moment, folder)

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from weightsmith.data.corruptions import EmbeddingNoise
 from weightsmith.errors import WeightsmithError
+from weightsmith.locate.metrics import Decision
 from weightsmith.models import Model
 from weightsmith.site import SUBJECT_TOKENS, Site
 
@@ -318,3 +319,17 @@ def check_classes(model: Model, names: Sequence[str], *classes: Tensor) -> None:
 def digest(pixels: Tensor) -> str:
     """SHA-256 of images."""
     return hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
+
+
+def decided(cases: Cases, which: Sequence[int], clean: Tensor, corrupted: Tensor) -> Decision:
+    """The decisions of some cases; those that the cases leave open are the runs': the clean run's class against the
+    corrupted run's strongest other one.
+
+    Args:
+        clean, corrupted: (n, classes) logits of the unpatched runs, the corrupted ones as means over noise samples.
+    """
+    index = torch.as_tensor(which)
+    target, foil = (values[index].to(clean.device) for values in (cases.targets, cases.foils))
+    target = torch.where(target == UNDECIDED, clean.argmax(1), target)
+    others = corrupted.scatter(1, target[:, None], -torch.inf)
+    return Decision(target, torch.where(foil == UNDECIDED, others.argmax(1), foil), clean.log_softmax(-1))

@@ -11,8 +11,8 @@ import torch
 from weightsmith.locate.cases import Cases, PromptCases, select
 from weightsmith.locate.lanes import Batch
 from weightsmith.locate.metrics import METRICS
-from weightsmith.locate.plan import groups
-from weightsmith.locate.sweep import _begin, _Run, lanes_for, sweep
+from weightsmith.locate.plan import first_token, groups
+from weightsmith.locate.sweep import _Run, lanes_for, sweep
 from weightsmith.models import Model, Split
 from weightsmith.site import Site
 
@@ -83,7 +83,7 @@ def _one(run: _Run, index: int) -> tuple[float, float, int]:
         alike = [[target] for target in group] if causal else [group]
         for some in alike:
             before = lanes.work
-            first = _begin(some[0], 0, lanes.tokens) if causal else 0
+            first = first_token(some[0], 0, lanes.tokens) if causal else 0
             lanes.run(Batch(nothing, nothing, [some[0].writes], first))
             work += (lanes.work - before) * len(some) * samples
     return work, 1 + samples * (1 + len(every)), lanes.lane_bytes()

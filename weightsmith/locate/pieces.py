@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from weightsmith.errors import WeightsmithError
@@ -21,6 +22,14 @@ class Piece:
     """What some cases gave: the tensors of a `Sweep` for them, refused ones included, and the work it took."""
 
     tensors: dict[str, Tensor]
+
+
+def together(pieces: Sequence[Piece]) -> dict[str, Tensor]:
+    """The tensors of several pieces, in their order; those of the ends have their cases along the second axis."""
+    return {
+        name: torch.cat([piece.tensors[name] for piece in pieces], 1 if name.startswith("ends.") else 0)
+        for name in pieces[0].tensors
+    }
 
 
 @dataclass(frozen=True)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+
+from torch import Tensor
 
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.models import Model
@@ -180,3 +182,47 @@ def _reduced(model: Model, write: Write, tokens: int) -> Write | None:
         return write
     read_at = tokens - 1 if model.family.pool == "last" else int(model.family.cls or 0)
     return replace(write, rows=(read_at,)) if read_at in write.rows else None
+
+
+Lane = tuple[Target, int, int]
+"""A target, the case in which it is restored, and the corrupted input."""
+
+
+def is_idle(target: Target, first: int, causal: bool) -> bool:
+    """Whether restoring the target cannot change this case: what is written is what is there."""
+    written = [write for write in target.writes if write.clean]
+    entering = all(write.kind == "resid.in" and write.layer == 0 for write in written)
+    if entering and all(write.rows is not None and write.rows[-1] < first for write in written):
+        return True
+    # Before the first corrupted token a causal model's runs are the same.
+    return causal and all(write.rows is not None and write.rows[-1] < first for write in written)
+
+
+def first_token(target: Target, first: int, tokens: int) -> int:
+    """The first token at which a lane can differ from its corrupted input."""
+    written = [write.rows for write in target.writes if write.clean and write.rows]
+    return min(first if len(rows) == tokens else rows[0] for rows in written)
+
+
+def chunked(todo: Sequence[Lane], starts: Sequence[int], size: int, tokens: int) -> Iterator[tuple[int, list[Lane]]]:
+    """Lanes that run together, with the first token of theirs: at most `size`, and of suffixes of about one length.
+
+    All of a chunk run the longest suffix among them, so one that is a fifth shorter begins a chunk of its own.
+    """
+    order = sorted(range(len(todo)), key=lambda i: starts[i])
+    chunk: list[int] = []
+    for i in order:
+        if chunk and (len(chunk) == size or tokens - starts[i] < 0.8 * (tokens - starts[chunk[0]])):
+            yield starts[chunk[0]], [todo[k] for k in chunk]
+            chunk = []
+        chunk.append(i)
+    if chunk:
+        yield starts[chunk[0]], [todo[k] for k in chunk]
+
+
+def first_changed(clean: Tensor, corrupted: Tensor) -> int:
+    """The first token (of the first axis) whose embedding the corruption changes, over all noise samples."""
+    if clean.ndim < 2:
+        return 0
+    changed = (corrupted != clean).any(-1).any(0)
+    return int(changed.float().argmax()) if bool(changed.any()) else len(changed)

@@ -14,10 +14,10 @@ from weightsmith import ranks
 from weightsmith.batches import Fitting
 from weightsmith.effects import Effects
 from weightsmith.errors import WeightsmithError, did_you_mean
-from weightsmith.locate.cases import Cases, PromptCases, select
+from weightsmith.locate.cases import Cases, PromptCases, decided, select
 from weightsmith.locate.metrics import METRICS, Decision, check_metric
 from weightsmith.locate.plan import targets
-from weightsmith.locate.sweep import Sweep, decided, sweep
+from weightsmith.locate.sweep import Sweep, sweep
 from weightsmith.models import Model, patch, record
 from weightsmith.progress import progress
 from weightsmith.site import Site

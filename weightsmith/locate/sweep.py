@@ -17,12 +17,12 @@ from weightsmith import ranks
 from weightsmith.batches import REMEDY, Fitting, tried
 from weightsmith.effects import Effects
 from weightsmith.errors import WeightsmithError, did_you_mean
-from weightsmith.locate.cases import UNDECIDED, Cases, PromptCases, select
+from weightsmith.locate.cases import Cases, PromptCases, decided, select
 from weightsmith.locate.hook_lanes import HookLanes
 from weightsmith.locate.lanes import Batch, Lanes
 from weightsmith.locate.metrics import FLOORS, METRICS, Decision, check_metric
-from weightsmith.locate.pieces import Piece, Store
-from weightsmith.locate.plan import Target, groups, targets
+from weightsmith.locate.pieces import Piece, Store, together
+from weightsmith.locate.plan import Lane, Target, chunked, first_changed, first_token, groups, is_idle, targets
 from weightsmith.locate.split_lanes import SplitLanes
 from weightsmith.models import Model, Split
 from weightsmith.progress import progress
@@ -142,10 +142,6 @@ def sweep(
     return run.joined([pieces[first] for first in sorted(pieces)])
 
 
-_Lane = tuple[Target, int, int]
-"""A target, the case in which it is restored, and the corrupted input."""
-
-
 @dataclass(frozen=True, eq=False)
 class _Run:
     """One sweep."""
@@ -209,7 +205,7 @@ class _Run:
         n, samples = len(which), corrupted.shape[1]
         # Somebody's hook may carry what changes to any token: then nothing is taken to be idle.
         fits = Split.fits(self.model)
-        first = [_first_changed(clean[row], corrupted[row]) if fits else 0 for row in range(n)]
+        first = [first_changed(clean[row], corrupted[row]) if fits else 0 for row in range(n)]
         plan = self._targets(which[0])
         every = [target for each in plan for target in each]
         kinds = {write.kind for target in every for write in target.writes if write.clean}
@@ -254,7 +250,7 @@ class _Run:
         return Piece(tensors)
 
     def joined(self, pieces: Sequence[Piece]) -> Sweep:
-        joined = _together(pieces)
+        joined = together(pieces)
         kept = joined["kept"].bool()
         names = self.cases.names
         gaps = zip(names, joined["gap"].tolist(), kept.tolist(), strict=True)
@@ -333,14 +329,14 @@ class _Run:
                 (target, case, case * samples + sample)
                 for target in group
                 for case in range(n)
-                if not _is_idle(target, first[case], causal)
+                if not is_idle(target, first[case], causal)
                 for sample in range(samples)
             ]
-            starts = [_begin(target, first[row], tokens) if causal else 0 for target, row, _ in todo]
-            for begin, chunk in _chunked(todo, starts, size, tokens):
+            starts = [first_token(target, first[row], tokens) if causal else 0 for target, row, _ in todo]
+            for begin, chunk in chunked(todo, starts, size, tokens):
 
                 def measured(
-                    which: slice, begin: int = begin, chunk: list[_Lane] = chunk
+                    which: slice, begin: int = begin, chunk: list[Lane] = chunk
                 ) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
                     part = chunk[which]
                     case = torch.tensor([entry[1] for entry in part], device=device)
@@ -391,15 +387,7 @@ class _Run:
 @torch.no_grad()
 def _piece_of(run: _Run, which: list[int]) -> Piece:
     """One process's share of a sweep, in as many passes as memory needs: how it is cut says nothing of where it is kept."""
-    return Piece(_together(list(run.fitting.parts(lambda part: run.fitted(which[part]), len(which)))))
-
-
-def _together(pieces: Sequence[Piece]) -> dict[str, Tensor]:
-    """The tensors of several pieces, in their order; those of the ends have their cases along the second axis."""
-    return {
-        name: torch.cat([piece.tensors[name] for piece in pieces], 1 if name.startswith("ends.") else 0)
-        for name in pieces[0].tensors
-    }
+    return Piece(together(list(run.fitting.parts(lambda part: run.fitted(which[part]), len(which)))))
 
 
 def lanes_for(model: Model, clean: Tensor, corrupted: Tensor, kinds: set[str], held: set[str]) -> Lanes:
@@ -413,57 +401,3 @@ def lanes_for(model: Model, clean: Tensor, corrupted: Tensor, kinds: set[str], h
     if Split.fits(model):
         return SplitLanes(model, clean, corrupted, kinds, held)
     return HookLanes(model, clean, corrupted, kinds, held)
-
-
-def decided(cases: Cases, which: Sequence[int], clean: Tensor, corrupted: Tensor) -> Decision:
-    """The decisions of some cases; those that the cases leave open are the runs': the clean run's class against the
-    corrupted run's strongest other one.
-
-    Args:
-        clean, corrupted: (n, classes) logits of the unpatched runs, the corrupted ones as means over noise samples.
-    """
-    index = torch.as_tensor(which)
-    target, foil = (values[index].to(clean.device) for values in (cases.targets, cases.foils))
-    target = torch.where(target == UNDECIDED, clean.argmax(1), target)
-    others = corrupted.scatter(1, target[:, None], -torch.inf)
-    return Decision(target, torch.where(foil == UNDECIDED, others.argmax(1), foil), clean.log_softmax(-1))
-
-
-def _is_idle(target: Target, first: int, causal: bool) -> bool:
-    """Whether restoring the target cannot change this case: what is written is what is there."""
-    written = [write for write in target.writes if write.clean]
-    entering = all(write.kind == "resid.in" and write.layer == 0 for write in written)
-    if entering and all(write.rows is not None and write.rows[-1] < first for write in written):
-        return True
-    # Before the first corrupted token a causal model's runs are the same.
-    return causal and all(write.rows is not None and write.rows[-1] < first for write in written)
-
-
-def _begin(target: Target, first: int, tokens: int) -> int:
-    """The first token at which a lane can differ from its corrupted input."""
-    written = [write.rows for write in target.writes if write.clean and write.rows]
-    return min(first if len(rows) == tokens else rows[0] for rows in written)
-
-
-def _chunked(todo: Sequence[_Lane], starts: Sequence[int], size: int, tokens: int) -> Iterator[tuple[int, list[_Lane]]]:
-    """Lanes that run together, with the first token of theirs: at most `size`, and of suffixes of about one length.
-
-    All of a chunk run the longest suffix among them, so one that is a fifth shorter begins a chunk of its own.
-    """
-    order = sorted(range(len(todo)), key=lambda i: starts[i])
-    chunk: list[int] = []
-    for i in order:
-        if chunk and (len(chunk) == size or tokens - starts[i] < 0.8 * (tokens - starts[chunk[0]])):
-            yield starts[chunk[0]], [todo[k] for k in chunk]
-            chunk = []
-        chunk.append(i)
-    if chunk:
-        yield starts[chunk[0]], [todo[k] for k in chunk]
-
-
-def _first_changed(clean: Tensor, corrupted: Tensor) -> int:
-    """The first token (of the first axis) whose embedding the corruption changes, over all noise samples."""
-    if clean.ndim < 2:
-        return 0
-    changed = (corrupted != clean).any(-1).any(0)
-    return int(changed.float().argmax()) if bool(changed.any()) else len(changed)

@@ -10,7 +10,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from weightsmith.errors import WeightsmithError
-from weightsmith.models.model import BoundSite, Model
+from weightsmith.models.bound import BoundSite
+from weightsmith.models.model import Model
 from weightsmith.site import Site
 
 Patch = Tensor | Callable[[Tensor], Tensor]

@@ -13,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from weightsmith.models.model import Model, linear_shape
+from weightsmith.models.bound import linear_shape
+from weightsmith.models.model import Model
 
 Rotation = tuple[Tensor, Tensor]
 """(cos, sin) of the rotary angles, each (tokens, head width)."""
