@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -14,14 +13,13 @@ from typing import Any, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from weightsmith import mapped
 from weightsmith.adapters import Adapter, read_adapter, transposed_weights, write_adapter
 from weightsmith.errors import WeightsmithError, WrongWeightsError, perhaps
 from weightsmith.factors import Change, Dense, LowRank, factored, joined
-from weightsmith.files import atomic_path, read_tensors, understood
+from weightsmith.files import read_tensors, understood, write_tensors
 
 __all__ = [
     "Change",
@@ -224,8 +222,7 @@ class Delta:
     def save(self, path: Path | str) -> None:
         """Write one safetensors file, atomically."""
         header = {"format": _FORMAT, "base": self.base, "info": self.info}
-        with atomic_path(path) as temporary:
-            save_file(self.tensors(), temporary, metadata={"weightsmith": json.dumps(header)})
+        write_tensors(path, self.tensors(), header)
 
     def tensors(self) -> dict[str, Tensor]:
         """The changes as named tensors, on the CPU; `of_tensors` reads them."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -10,11 +9,10 @@ from typing import Any
 
 import numpy as np
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from weightsmith.errors import WeightsmithError, did_you_mean
-from weightsmith.files import atomic_path, read_tensors, understood
+from weightsmith.files import read_tensors, understood, write_tensors
 from weightsmith.site import Site
 
 _FORMAT = "weightsmith-effects-1"
@@ -168,8 +166,7 @@ class Effects:
             "metric": self.metric,
             "info": self.info,
         }
-        with atomic_path(path) as temporary:
-            save_file({"values": self.values.contiguous()}, temporary, metadata={"weightsmith": json.dumps(header)})
+        write_tensors(path, {"values": self.values.contiguous()}, header)
 
     @classmethod
     def load(cls, path: Path | str) -> Effects:

@@ -220,6 +220,14 @@ def save_tensors(path: Path, tensors: Mapping[str, Any], metadata: Mapping[str, 
         file.write(text.ljust(room))
 
 
+def write_tensors(target: Path | str, tensors: Mapping[str, Any], header: Mapping[str, Any]) -> None:
+    """Write a safetensors file that `read_tensors` reads, atomically; `header` has JSON values, "format" among them."""
+    from safetensors.torch import save_file  # brings torch along, which a command's help does without
+
+    with atomic_path(target) as temporary:
+        save_file(dict(tensors), temporary, metadata={"weightsmith": json.dumps(header)})
+
+
 def read_tensors(path: Path | str, wanted: str) -> tuple[dict[str, Any], dict[str, Any]]:
     """Header and tensors of a safetensors file of ours.
 

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import atomic_path, read_tensors, understood
+from weightsmith.files import read_tensors, understood, write_tensors
 
 _FORMAT = "weightsmith-requests-1"
 
@@ -144,8 +142,7 @@ def save_requests(path: Path | str, requests: Sequence[ImageRequest]) -> None:
         "targets": targets(requests),
         "predicted": torch.tensor([request.predicted for request in requests], dtype=torch.int64),
     }
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"weightsmith": json.dumps(header)})
+    write_tensors(path, tensors, header)
 
 
 def load_requests(path: Path | str) -> list[ImageRequest]:

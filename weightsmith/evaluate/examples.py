@@ -13,8 +13,7 @@ from weightsmith.data import seal
 from weightsmith.data.images import ImageSet
 from weightsmith.delta import Delta
 from weightsmith.evaluate.editing import EditReport
-from weightsmith.files import read_tensors, understood
-from weightsmith.measure.sums import write_tensors
+from weightsmith.files import read_tensors, understood, write_tensors
 from weightsmith.models import Model
 from weightsmith.request import ImageRequest, stack_images, targets
 
@@ -99,7 +98,7 @@ def save_examples(path: Path | str, found: Sequence[Examples]) -> None:
         entries.append({name: getattr(one, name) for name in ("kind", "method", "part", "total", "names")})
         given = {"labels": one.labels, "before": one.before, "after": one.after, "images": one.images}
         tensors |= {f"{place}.{name}": tensor.contiguous() for name, tensor in given.items() if tensor is not None}
-    write_tensors(Path(path), tensors, {"format": _FORMAT, "entries": entries})
+    write_tensors(path, tensors, {"format": _FORMAT, "entries": entries})
 
 
 def load_examples(path: Path | str) -> list[Examples]:

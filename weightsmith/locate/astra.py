@@ -20,7 +20,6 @@ embeds. The images are natural errors, not attacks.
 
 from __future__ import annotations
 
-import json
 import math
 import warnings
 from collections.abc import Sequence
@@ -31,7 +30,6 @@ from typing import Any
 import numpy as np
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.linear_model import Lasso
 from sklearn.preprocessing import StandardScaler
@@ -39,7 +37,7 @@ from torch import Tensor
 
 from weightsmith import ranks
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import atomic_path, read_tensors, understood
+from weightsmith.files import read_tensors, understood, write_tensors
 from weightsmith.models import Model
 from weightsmith.progress import progress
 
@@ -158,8 +156,7 @@ class Attribution:
             "info": self.info,
         }
         tensors = {name: getattr(self, name).contiguous() for name in ("targets", "weights", "fit", "fit_fresh")}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"weightsmith": json.dumps(header)})
+        write_tensors(path, tensors, header)
 
     @classmethod
     def load(cls, path: Path | str) -> Attribution:

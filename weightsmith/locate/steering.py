@@ -18,7 +18,6 @@ shorten.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -28,11 +27,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
 from torch import Tensor
 
 from weightsmith.errors import WeightsmithError, did_you_mean
-from weightsmith.files import atomic_path, read_tensors, understood
+from weightsmith.files import read_tensors, understood, write_tensors
 from weightsmith.locate.astra import Attribution, PatchGrid, checked_classes
 from weightsmith.models import Model, patch, record
 from weightsmith.progress import progress
@@ -120,8 +118,7 @@ class Steering:
         """Write one safetensors file, atomically."""
         header = {"format": _FORMAT, "layers": list(self.layers), "tokens": self.tokens, "info": self.info}
         tensors = {"vectors": self.vectors.contiguous(), "centres": self.centres.contiguous()}
-        with atomic_path(path) as temporary:
-            save_file(tensors, temporary, metadata={"weightsmith": json.dumps(header)})
+        write_tensors(path, tensors, header)
 
     @classmethod
     def load(cls, path: Path | str) -> Steering:

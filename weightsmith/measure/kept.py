@@ -17,11 +17,10 @@ from typing import Any
 
 import torch
 import xxhash
-from safetensors.torch import save_file
 from torch import Tensor
 
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import atomic_path, cause_of, read_tensors, write_json
+from weightsmith.files import cause_of, read_tensors, write_json, write_tensors
 
 _JSON = "weightsmith-kept-1"
 _log = logging.getLogger(__name__)
@@ -35,12 +34,8 @@ def keep_tensors(path: Path, tensors: Mapping[str, Tensor], header: Mapping[str,
         wanted: a place that cannot be written is an error; else nothing is kept there, and the log says so.
     """
     stamped = {**header, "name": path.name, "sum": _sum(tensors)}
-    with _where_possible(path, wanted), atomic_path(path) as temporary:
-        save_file(
-            {name: one.contiguous() for name, one in tensors.items()},
-            temporary,
-            metadata={"weightsmith": json.dumps(stamped)},
-        )
+    with _where_possible(path, wanted):
+        write_tensors(path, {name: one.contiguous() for name, one in tensors.items()}, stamped)
 
 
 def kept_tensors(path: Path, wanted: str) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import logging
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -10,11 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import atomic_path
 from weightsmith.measure.convergence import Convergence, Look
 from weightsmith.measure.kept import keep_tensors, kept_tensors
 from weightsmith.site import Site
@@ -141,12 +138,6 @@ class RunningSum:
             path.unlink(missing_ok=True)
             return fresh
         return found
-
-
-def write_tensors(path: Path, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-    """Write what `read_tensors` reads, atomically."""
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"weightsmith": json.dumps(header)})
 
 
 def _summed_on(keys: Tensor) -> torch.device:

@@ -18,12 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from weightsmith.delta import Delta
 from weightsmith.errors import WeightsmithError, closest
-from weightsmith.files import atomic_path, explained, read_tensors, understood
+from weightsmith.files import atomic_path, explained, read_tensors, understood, write_tensors
 from weightsmith.request import ImageRequest, Probe, Request, TextRequest
 from weightsmith.stream.guards import GuardedKeys
 
@@ -324,8 +323,7 @@ def _write_batch(path: Path, batch: Batch) -> str:
             tensors[f"image:{position}"] = edit.request.image.contiguous()
     header = {"format": _BATCH_FORMAT, "base": batch.delta.base, "info": batch.delta.info}
     tensors = tensors or {"empty": torch.zeros(1)}
-    with atomic_path(path) as temporary:
-        save_file(tensors, temporary, metadata={"weightsmith": json.dumps(header)})
+    write_tensors(path, tensors, header)
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
