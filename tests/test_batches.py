@@ -4,16 +4,15 @@ from __future__ import annotations
 
 import gc
 import weakref
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from itertools import chain
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from tests.memory import NO_MEMORY, memory_for
 from weightsmith.batches import Fitting, out_of_memory, tried
 from weightsmith.cli.running import _told
 from weightsmith.data.corruptions import EmbeddingNoise
@@ -28,33 +27,6 @@ from weightsmith.measure import key_moment, predict
 from weightsmith.models import Model, create_language
 from weightsmith.site import Site
 from weightsmith.train import LanguageOptions, TrainOptions, fit, fit_language, train_tokenizer
-
-NO_MEMORY = (
-    torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
-    RuntimeError("[enforce fail at alloc_cpu.cpp:124] err == 0. DefaultCPUAllocator: can't allocate memory: you tried"),
-    RuntimeError(
-        "[enforce fail at alloc_cpu.cpp:83] data. DefaultCPUAllocator: not enough memory: you tried to allocate 9"
-    ),
-    MemoryError(),
-    np._core._exceptions._ArrayMemoryError((9,), np.dtype("f4")),
-)
-"""What torch says on a GPU, on Linux and on Windows; Python; NumPy."""
-
-
-@contextmanager
-def memory_for(most: int, error: Exception = NO_MEMORY[0]) -> Iterator[list[int]]:
-    """Every layer norm of more than `most` samples finds no memory; the list has how many passed."""
-    forward, passed = nn.LayerNorm.forward, list[int]()
-
-    def limited(self: nn.LayerNorm, values: Tensor) -> Tensor:
-        if len(values) > most:
-            raise error
-        passed.append(len(values))
-        return forward(self, values)
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(nn.LayerNorm, "forward", limited)
-        yield passed
 
 
 @pytest.mark.parametrize("error", NO_MEMORY)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import gc
 import logging
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 from weightsmith.errors import WeightsmithError
@@ -66,6 +66,19 @@ class Fitting:
                 continue
             yield done[0]
             start += size
+
+    def each(self, work: Callable[..., T], batches: Iterable[Sequence[Any]]) -> Iterator[T]:
+        """`work(*batch)` of each batch, in as many parts as memory needs.
+
+        A batch has tensors or lists with the same samples, in order; as with `parts`, `work` may be called again for samples
+        that it did not get to the end of.
+        """
+        for batch in batches:
+
+            def part(which: slice, batch: Sequence[Any] = batch) -> T:
+                return work(*(one[which] for one in batch))
+
+            yield from self.parts(part, len(batch[0]))
 
     def shrink(self, size: int) -> None:
         """Half of `size` at a time from here on. Raises `WeightsmithError` where that was one already."""

@@ -132,19 +132,46 @@ NAMED: dict[int, dict[str, tuple[str, ...]]] = {
     9: {
         "a full disk at each write": (
             STAGES + "test_a_full_disk_in_each_stage", "tests/test_files.py::test_a_full_disk_leaves_the_old_folder",
+            "tests/run/test_full_disk.py::test_a_stream_of_edits_goes_on_after_the_disk_was_full",
+            "tests/run/test_full_disk.py::test_a_merge_finds_the_disk_full_at_every_write",
         ),
         "corrupt, truncated or swapped cache entries": (
             "tests/measure/test_moments.py::test_a_damaged_entry_is_measured_again",
             "tests/data/test_npz.py::test_an_unpacked_file_that_is_another_is_unpacked_again",
+            "tests/measure/test_kept.py::test_json_that_was_swapped_or_changed_is_told",
         ),
         "two runs sharing one cache": (
             "tests/measure/test_moments.py::test_two_processes_share_a_cache",
             "tests/data/test_npz.py::test_unpacking_at_the_same_time_does_no_harm",
             "tests/run/test_shared_cache.py::test_processes_that_share_a_cache",
         ),
+        "another clock": (
+            "tests/run/test_clock.py::test_a_stage_that_was_redone_under_an_earlier_clock_counts",
+            "tests/run/test_clock.py::test_files_of_the_future_and_of_the_past",
+        ),
+        "another locale": (
+            "tests/cli/test_locale.py::test_a_locale_that_cannot_name_a_file_is_told",
+            "tests/cli/test_locale.py::test_plain_c_reads_and_writes_utf8",
+        ),
+        "out of memory": (
+            "tests/test_batches.py::test_predictions", "tests/test_batches.py::test_key_statistics",
+            "tests/test_batches.py::test_a_sweep", "tests/test_batches.py::test_a_training_takes_the_same_steps",
+            "tests/edit/test_memory.py::test_images", "tests/edit/test_memory.py::test_texts",
+            "tests/evaluate/test_memory.py::test_generated_texts",
+            "tests/prune/test_memory.py::test_the_same_of_fewer_at_a_time",
+        ),
+        "an archive that names other places": (
+            "tests/data/test_npz.py::test_members_that_name_other_places_are_written_nowhere",
+            "tests/merge/test_checkpoint.py::test_indices_and_shards_that_do_not_fit",
+        ),
         "pickled weights": ("tests/test_adapters.py::test_a_pickle_is_not_opened", "run, a file: pickle"),
         "image bombs": ("tests/data/test_folder.py::test_an_image_just_over_the_limit_is_refused_too",),
         "names from data in HTML": ("tests/report/test_page.py::test_text_from_data_is_escaped_everywhere",),
+        "names from data in a path": (
+            "tests/run/test_many_classes.py::test_odd_names_come_back_from_tables_and_do_no_harm_in_cards",
+            "compress: --baseline-name ../up",
+        ),
+        "a bench that others reach": ("tests/run/bench/test_guard.py::test_loopback",),
         "a foreign origin at the bench": ("tests/run/bench/test_guard.py::test_a_foreign_page_is_refused",),
         "damaged files of every reader": (
             "tests/fuzz/test_readers.py::test_damaged_files_read_well_or_are_refused_in_a_sentence",

@@ -39,6 +39,21 @@ def test_what_is_read_is_what_was_written(arrays: Arrays, save: Save, tmp_path: 
     assert not (tmp_path / "cache").exists()
 
 
+def test_members_that_name_other_places_are_written_nowhere(arrays: Arrays, save: Save, tmp_path: Path) -> None:
+    path = save(arrays)
+    with zipfile.ZipFile(path) as archive:
+        content = archive.read("train_images.npy")
+    with zipfile.ZipFile(path, "a") as archive:
+        for name in ("../escaped.npy", "../../train_images.npy", f"{tmp_path}/escaped.npy", "a/train_images.npy"):
+            archive.writestr(name, content)
+    before = set(files_below(tmp_path))
+    open_npz(path, tmp_path / "cache", memory_limit=0)
+    unpacked = set(files_below(tmp_path)) - before
+    assert unpacked
+    assert all((tmp_path / "cache") in file.parents for file in unpacked)
+    assert not any("escaped" in file.name for file in unpacked)
+
+
 @pytest.mark.parametrize("compressed", [False, True])
 def test_mapped_pixels_equal_pixels_in_memory(arrays: Arrays, save: Save, tmp_path: Path, compressed: bool) -> None:
     path = save(arrays, compressed=compressed)

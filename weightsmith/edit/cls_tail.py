@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from weightsmith.batches import Fitting
 from weightsmith.errors import WeightsmithError
 from weightsmith.models import Model, record
 from weightsmith.site import Site
@@ -41,13 +42,14 @@ class State:
         """The state of uint8 images, batch by batch."""
         last = model.n_layers - 1
         sites = [Site("resid.in", last, tokens="cls"), Site("attn.z", last, tokens="cls")]
-        found: list[list[Tensor]] = [[], []]
-        with torch.no_grad():
-            for pixels in batches:
-                seen = record(model, model.preprocess(pixels, model.device), sites)
-                for values, site in zip(found, sites, strict=True):
-                    values.append(seen[site].flatten(1).float())
-        return cls(*(torch.cat(values) for values in found))
+
+        @torch.no_grad()
+        def read(pixels: Tensor) -> list[Tensor]:
+            seen = record(model, model.preprocess(pixels, model.device), sites)
+            return [seen[site].flatten(1).float() for site in sites]
+
+        found = Fitting("images are read").each(read, ((pixels,) for pixels in batches))
+        return cls(*(torch.cat(values) for values in zip(*found, strict=True)))
 
     @staticmethod
     def joined(*states: State) -> State:

@@ -6,7 +6,7 @@ These are the baselines that an editor has to beat, so they stop when every requ
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weightsmith.batches import Fitting
 from weightsmith.data.images import ImageSet
 from weightsmith.data.texts import TextSet
 from weightsmith.delta import Change, Delta, Dense, LowRank, weights_hash
@@ -95,22 +96,28 @@ class FineTune:
         with _learning(model, self._names(model)) as weights:
             learned = self._learned(weights)
             optimizer = torch.optim.Adam(learned.parameters(), lr=self.lr)
+            learn, hold = Fitting("requests are learned"), Fitting("preserved samples are held")
             steps = 0
             for _ in range(self.steps):
                 short = torch.nonzero(asked.leads(learned_by) < margin).flatten()
                 if not len(short):
                     break
-                loss = asked.loss(learned_by, short).sum() / len(asked)  # those that hold pull no longer
+                optimizer.zero_grad(set_to_none=True)
+                slopes = _Slopes(learned.weights)
+                # Those that hold pull no longer.
+                slopes.add(
+                    learn,
+                    len(short),
+                    lambda which: asked.loss(learned_by, short[which]).sum() / len(asked),  # noqa: B023
+                )
                 if held is not None:
-                    loss = loss + held.loss(learned_by, self.kl, self.replay)
-                if not bool(torch.isfinite(loss)):
+                    drawn = held.drawn()
+                    slopes.add(hold, len(drawn), lambda which: held.loss(learned_by, drawn, which, self))  # noqa: B023
+                if not np.isfinite(slopes.loss):
                     raise WeightsmithError(
                         f"fine-tuning diverged in step {steps + 1}: give a smaller lr than {self.lr:g}"
                     )
-                optimizer.zero_grad(set_to_none=True)
-                names = list(learned.weights)
-                grads = torch.autograd.grad(loss, [weights[name] for name in names])
-                learned.step(dict(zip(names, grads, strict=True)), optimizer)
+                learned.step(slopes.by_name, optimizer)
                 steps += 1
             changes = learned.changes()
         info = {"method": self.name, "options": asdict(self), "layers": [], "steps": steps, "repeated": repeated}
@@ -188,10 +195,10 @@ def _behind(
     site = Site("resid.in", first)
 
     def entering(images: Tensor) -> Tensor:
-        parts = torch.split(images, 256)
-        return torch.cat(
-            [record_until(model, model.preprocess(part, model.device), [site])[site].cpu() for part in parts]
-        )
+        def read(part: Tensor) -> Tensor:
+            return record_until(model, model.preprocess(part, model.device), [site])[site].cpu()
+
+        return torch.cat(list(Fitting("images are read").each(read, ((part,) for part in torch.split(images, 256)))))
 
     count = corrections.images.shape[:2].numel() + (len(held.inputs) if held is not None else 0)
     if count * entering(corrections.images[0, :1]).nbytes > _ENTERING_BYTES:
@@ -199,6 +206,34 @@ def _behind(
     flat = entering(corrections.images.flatten(0, 1))
     asked = replace(corrections, read=flat.view(*corrections.images.shape[:2], *flat.shape[1:]))
     return _Behind(model, first), asked, None if held is None else replace(held, inputs=entering(held.inputs))
+
+
+class _Slopes:
+    """The gradient of a loss that is a sum over samples, in as many parts as memory needs.
+
+    Attributes:
+        loss: what it came to; by_name: its gradient by each weight.
+    """
+
+    def __init__(self, weights: dict[str, Tensor]) -> None:
+        self.weights = weights
+        self.loss = 0.0
+        self.by_name: dict[str, Tensor] = {}
+
+    def add(self, fitting: Fitting, count: int, loss: Callable[[slice], Tensor]) -> None:
+        """A term, from places among its `count` samples to what these add to it."""
+
+        def part(which: slice) -> tuple[float, tuple[Tensor, ...]]:
+            value = loss(which)
+            return float(value.detach()), torch.autograd.grad(value, list(self.weights.values()))
+
+        for value, slopes in fitting.parts(part, count):
+            self.loss += value
+            for name, slope in zip(self.weights, slopes, strict=True):
+                if name in self.by_name:
+                    self.by_name[name] = self.by_name[name] + slope
+                else:
+                    self.by_name[name] = slope
 
 
 class _Learned(ABC):
@@ -304,26 +339,35 @@ class _Held:
             if not windows:
                 raise WeightsmithError("the preserved text holds no whole window: give more of it")
             inputs = torch.cat(windows).to(model.device)
-            logits = torch.cat([model.token_logits(ids)[:, :-1] for ids in torch.split(inputs, 8)])
-            return cls(inputs, logits.float().log_softmax(-1), inputs[:, 1:], options.preserved_batch, chooser)
-        right = right_ones(model, preserve)
-        pixels, labels = right.pixels(), torch.from_numpy(right.labels)
-        before = [
-            model.logits(model.preprocess(part, model.device)).float().log_softmax(-1)
-            for part in torch.split(pixels, 256)
-        ]
-        return cls(pixels, torch.cat(before), labels.to(model.device), options.preserved_batch, chooser)
-
-    def loss(self, model: Model, kl: float, replay: float) -> Tensor:
-        """The terms on the next batch of preserved samples."""
-        which = torch.from_numpy(
-            self.chooser.choice(len(self.inputs), min(self.batch, len(self.inputs)), replace=False)
-        )
-        if model.family.reads == "text":
-            logits = model.token_logits(self.inputs[which])[:, :-1]
+            wanted, parts = inputs[:, 1:], torch.split(inputs, 8)
         else:
-            logits = model.logits(model.preprocess(self.inputs[which], model.device))
-        now = logits.float().log_softmax(-1).flatten(0, -2)
-        before, wanted = self.before[which].flatten(0, -2), self.wanted[which].flatten()
-        held: Tensor = kl * F.kl_div(now, before, log_target=True, reduction="batchmean")
-        return held + replay * F.nll_loss(now, wanted) if replay else held
+            right = right_ones(model, preserve)
+            inputs, wanted = right.pixels(), torch.from_numpy(right.labels).to(model.device)
+            parts = torch.split(inputs, 256)
+        before = Fitting("preserved samples are read").each(
+            lambda some: _said(model, some), ((some,) for some in parts)
+        )
+        return cls(inputs, torch.cat(list(before)), wanted, options.preserved_batch, chooser)
+
+    def drawn(self) -> Tensor:
+        """The places of the next batch of preserved samples."""
+        return torch.from_numpy(self.chooser.choice(len(self.inputs), min(self.batch, len(self.inputs)), replace=False))
+
+    def loss(self, model: Model, drawn: Tensor, which: slice, options: FineTune) -> Tensor:
+        """What some of a batch add to its terms, which are means over its samples."""
+        chosen = drawn[which]
+        now = _said(model, self.inputs[chosen]).flatten(0, -2)
+        before, wanted = self.before[chosen].flatten(0, -2), self.wanted[chosen].flatten()
+        held: Tensor = options.kl * F.kl_div(now, before, log_target=True, reduction="batchmean")
+        if options.replay:
+            held = held + options.replay * F.nll_loss(now, wanted)
+        return held * (len(chosen) / len(drawn))
+
+
+def _said(model: Model, inputs: Tensor) -> Tensor:
+    """Log-probabilities: of windows of text (n, T) those of the next tokens (n, T − 1, vocabulary), of images (n, classes)."""
+    if model.family.reads == "text":
+        logits = model.token_logits(inputs)[:, :-1]
+    else:
+        logits = model.logits(model.preprocess(inputs, model.device))
+    return logits.float().log_softmax(-1)

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weightsmith.batches import Fitting
 from weightsmith.data.images import ImageSet
 from weightsmith.data.texts import TextSet
 from weightsmith.delta import Delta, Dense, weights_hash
@@ -130,16 +131,22 @@ class HeadEdit:
 
 def _features(model: Model, preserve: ImageSet | TextSet, batch_size: int) -> Iterator[tuple[Tensor, Tensor]]:
     """(features (n, width), logits (n, classes)) of what is preserved, batch by batch."""
-    key = model.lookup("classifier.key")
+    key, fitting = model.lookup("classifier.key"), Fitting("what is preserved is read")
     if isinstance(preserve, TextSet):
-        site = key.at(None)
-        for ids in preserve.batches(batch_size):
-            seen = record(model, ids.to(model.device), [site, model.lookup(_VALUE).at(None)])
-            yield seen[site].flatten(0, 1), seen[model.lookup(_VALUE).at(None)].flatten(0, 1)
+        sites = [key.at(None), model.lookup(_VALUE).at(None)]
+
+        def read(ids: Tensor) -> tuple[Tensor, Tensor]:
+            seen = record(model, ids.to(model.device), sites)
+            return seen[sites[0]].flatten(0, 1), seen[sites[1]].flatten(0, 1)
+
+        yield from fitting.each(read, ((ids,) for ids in preserve.batches(batch_size)))
         return
-    for pixels, _ in preserve.batches(batch_size):
+
+    def looked(pixels: Tensor, _labels: Tensor) -> tuple[Tensor, Tensor]:
         seen = record(model, model.preprocess(pixels, model.device), [key])
-        yield seen[key].flatten(1), seen.logits
+        return seen[key].flatten(1), seen.logits
+
+    yield from fitting.each(looked, preserve.batches(batch_size))
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weightsmith.batches import Fitting
 from weightsmith.data.views import random_view
 from weightsmith.edit.corrections import Goal, Measured
 from weightsmith.edit.targets import TargetOptions, TargetValues, descend, logits_to_reach, margins
@@ -76,27 +77,46 @@ class ImageCorrections:
 
     def _at_lookup(self, model: Model, key: Site, value: Site) -> tuple[Tensor, Tensor]:
         """(views + 1, E, d) keys and (views + 1, E, width) values."""
-        sites = [model.lookup(site.kind, site.layer) for site in (key, value)]
-        seen = [record(model, model.preprocess(images, model.device), sites) for images in self.images]
-        keys, values = (torch.stack([one[site].flatten(1) for one in seen]) for site in sites)
-        return keys, values
+        keys, values = self._recorded(model, [model.lookup(site.kind, site.layer) for site in (key, value)])
+        return keys.flatten(2), values.flatten(2)
+
+    @torch.no_grad()
+    def _recorded(self, model: Model, sites: Sequence[Site]) -> list[Tensor]:
+        """(views + 1, E, …) what is at each site."""
+
+        def read(images: Tensor) -> list[Tensor]:
+            seen = record(model, model.preprocess(images, model.device), sites)
+            return [seen[site] for site in sites]
+
+        fitting = Fitting("images to correct are read")
+        views = [
+            [torch.cat(one) for one in zip(*fitting.each(read, [(images,)]), strict=True)] for images in self.images
+        ]
+        return [torch.stack(one) for one in zip(*views, strict=True)]
 
     def columns(self, layer: int | None) -> list[str]:  # noqa: ARG002  (an image has one row everywhere)
         return [request.name for request in self.requests]
 
     def wanted(self, model: Model, goal: Goal, options: TargetOptions) -> TargetValues:
-        wanted = self.targets.to(model.device)
         if goal.layer is None:
+            wanted = self.targets.to(model.device)
             logits = torch.stack([self._logits(model, k) for k in range(len(self.images))]).mean(0).to(model.device)
             return TargetValues(
                 logits_to_reach(logits, wanted, options.margin), torch.ones(len(self), dtype=torch.bool)
             )
-        lookup = model.lookup(goal.kind, goal.layer)
+        fitting = Fitting("values are descended")
+        # No request's value depends on another's, so fewer at a time come to the same.
+        parts = fitting.parts(lambda which: self._only(which)._descended(model, goal, options), len(self))
+        return TargetValues.joined(parts)
+
+    def _only(self, which: slice) -> ImageCorrections:
+        """Some of the requests, with the views that they have among all."""
+        return replace(self, requests=self.requests[which], read=self.images[:, which])
+
+    def _descended(self, model: Model, goal: Goal, options: TargetOptions) -> TargetValues:
+        wanted = self.targets.to(model.device)
         start = Site("resid.out" if goal.kind == "resid.out" else "resid.in", goal.layer)
-        with torch.no_grad():
-            seen = [record(model, model.preprocess(images, model.device), [start, lookup]) for images in self.images]
-        entering = [one[start] for one in seen]
-        inits = [one[lookup].flatten(1) for one in seen]
+        entering, present = self._recorded(model, [start, model.lookup(goal.kind, goal.layer)])
 
         def evaluate(delta: Tensor, which: Tensor) -> tuple[Tensor, Tensor]:
             losses, leads = [], []
@@ -106,13 +126,11 @@ class ImageCorrections:
                 leads.append(margins(logits, wanted[which]))
             return torch.stack(losses).mean(0), torch.stack(leads).amin(0)
 
-        return descend(torch.stack(inits).mean(0), evaluate, options)
+        return descend(present.flatten(2).mean(0), evaluate, options)
 
     def at_head(self, model: Model) -> tuple[Tensor, Tensor]:
-        site = model.lookup("classifier.key")
-        with torch.no_grad():
-            seen = [record(model, model.preprocess(images, model.device), [site])[site] for images in self.images]
-        return torch.cat(seen).flatten(1), self.targets.to(model.device).repeat(len(self.images))
+        (features,) = self._recorded(model, [model.lookup("classifier.key")])
+        return features.flatten(0, 1).flatten(1), self.targets.to(model.device).repeat(len(self.images))
 
     def loss(self, model: Model, which: Tensor) -> Tensor:
         losses = []
@@ -133,7 +151,10 @@ class ImageCorrections:
 
     @torch.no_grad()
     def _logits(self, model: Model, view: int = 0) -> Tensor:
-        return model.logits(model.preprocess(self.images[view], model.device)).float().cpu()
+        def answered(images: Tensor) -> Tensor:
+            return model.logits(model.preprocess(images, model.device)).float().cpu()
+
+        return torch.cat(list(Fitting("images to correct are asked").each(answered, [(self.images[view],)])))
 
 
 def logits_with(model: Model, goal: Goal, hidden: Tensor, delta: Tensor) -> Tensor:

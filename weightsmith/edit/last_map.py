@@ -6,13 +6,14 @@ both are read once, and another W costs a read-out a row instead of a pass throu
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from weightsmith.batches import Fitting
 from weightsmith.data.images import ImageSet
 from weightsmith.data.texts import Knowledge
 from weightsmith.edit.corrections import Corrections
@@ -145,12 +146,12 @@ class LastMap:
             right = right_ones(model, preserve)
             chosen = right.subset(np.sort(random.permutation(len(right))[:count]))
             at_cls = [model.lookup(site.kind, site.layer) for site in self.sites]
-            return [Pool(self._read((model.preprocess(p, model.device) for p, _ in chosen.batches(256)), at_cls))]
+            pixels = (pixels for pixels, _ in chosen.batches(256))
+            return [Pool(self._read(pixels, lambda some: model.preprocess(some, model.device), at_cls))]
         texts = texts_of(preserve)
         assert not isinstance(texts, ImageSet)
         windows = np.sort(random.permutation(len(texts))[: max(1, count // texts.length)])
-        ids = (window.to(model.device) for window in texts.subset(windows).batches(16))
-        pools = [Pool(self._read(ids, self.sites))]
+        pools = [Pool(self._read(texts.subset(windows).batches(16), lambda ids: ids.to(model.device), self.sites))]
         if isinstance(preserve, Knowledge) and preserve.prompts:
             some = random.permutation(len(preserve.prompts))[: max(1, count // _CONTINUED)]
             pools.append(self._behind([preserve.prompts[i] for i in np.sort(some)]))
@@ -164,33 +165,39 @@ class LastMap:
             by_length.setdefault(len(tokens), []).append((tokens, prompt))
         alike = [each[i : i + 256] for _, each in sorted(by_length.items()) for i in range(0, len(each), 256)]
         sites = [site.at("last") for site in self.sites]
-        found: list[list[Tensor]] = [[], []]
-        named: list[str] = []
-        answers: list[int] = []
-        with progress("preserved prompts", len(prompts)) as advance:
-            for batch in alike:
-                length = len(batch[0][0])
-                ids = torch.tensor([tokens for tokens, _ in batch], device=self.model.device)
-                for _ in range(min(_CONTINUED, self.model.n_tokens - length + 1)):
-                    seen = record(self.model, ids, sites)
-                    ids = torch.cat([ids, seen.logits.argmax(-1, keepdim=True)], 1)
-                    for values, site in zip(found, sites, strict=True):
-                        values.append(seen[site].flatten(0, -2))
-                    named += [prompt for _, prompt in batch]
-                    answers += ids[:, length].tolist()
-                advance(len(batch))
-        return Pool(self._rows(torch.cat(found[0]), torch.cat(found[1])), tuple(named), tuple(answers))
 
-    def _read(self, inputs: Iterable[Tensor], sites: Sequence[Site]) -> Rows:
-        """The rows of inputs at the sites of key and of what leaves the block."""
-        found: list[list[Tensor]] = [[], []]
+        def read(batch: list[tuple[tuple[int, ...], str]]) -> tuple[list[list[Tensor]], list[str], list[int]]:
+            """Values at both sites, the prompt of each row, and the first token with which the model goes on."""
+            length = len(batch[0][0])
+            ids = torch.tensor([tokens for tokens, _ in batch], device=self.model.device)
+            steps = min(_CONTINUED, self.model.n_tokens - length + 1)
+            values: list[list[Tensor]] = [[] for _ in sites]
+            for _ in range(steps):
+                seen = record(self.model, ids, sites)
+                ids = torch.cat([ids, seen.logits.argmax(-1, keepdim=True)], 1)
+                for of_site, site in zip(values, sites, strict=True):
+                    of_site.append(seen[site].flatten(0, -2))
+            advance(len(batch))
+            return values, [prompt for _, prompt in batch] * steps, ids[:, length].tolist() * steps
+
+        with progress("preserved prompts", len(prompts)) as advance:
+            found = list(Fitting("preserved prompts are read").each(read, ((batch,) for batch in alike)))
+        keys, leaving = (torch.cat([one for values, _, _ in found for one in values[place]]) for place in range(2))
+        named = tuple(prompt for _, prompts_of, _ in found for prompt in prompts_of)
+        answers = tuple(token for _, _, tokens in found for token in tokens)
+        return Pool(self._rows(keys, leaving), named, answers)
+
+    def _read(self, batches: Iterable[Tensor], encode: Callable[[Tensor], Tensor], sites: Sequence[Site]) -> Rows:
+        """The rows of samples, `encode`d for the model, at the sites of key and of what leaves the block."""
+
+        def read(batch: Tensor) -> list[Tensor]:
+            seen = record_until(self.model, encode(batch), sites)
+            advance(len(batch))
+            return [seen[site].flatten(0, -2) for site in sites]
+
         with progress("preserved samples", None) as advance:
-            for batch in inputs:
-                seen = record_until(self.model, batch, sites)
-                for values, site in zip(found, sites, strict=True):
-                    values.append(seen[site].flatten(0, -2))
-                advance(len(batch))
-        return self._rows(torch.cat(found[0]), torch.cat(found[1]))
+            found = list(Fitting("preserved samples are read").each(read, ((batch,) for batch in batches)))
+        return self._rows(*(torch.cat(values) for values in zip(*found, strict=True)))
 
     def _rows(self, keys: Tensor, leaving: Tensor) -> Rows:
         """Rows of keys (n, d) and of what leaves the block (n, width); a bias belongs to the rest."""

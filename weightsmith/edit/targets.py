@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
@@ -40,6 +40,12 @@ class TargetValues:
 
     values: Tensor
     reached: Tensor
+
+    @classmethod
+    def joined(cls, parts: Iterable[TargetValues]) -> TargetValues:
+        """Those of several batches of requests, one after another."""
+        values, reached = zip(*((part.values, part.reached) for part in parts), strict=True)
+        return cls(torch.cat(values), torch.cat(reached))
 
 
 Evaluate = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]

@@ -6,7 +6,7 @@ text than up to its lookup token, and an answer's logits are read where it is pr
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weightsmith.batches import Fitting
 from weightsmith.edit.contexts import Passage, Reading
 from weightsmith.edit.corrections import Goal, Measured
 from weightsmith.edit.targets import TargetOptions, TargetValues, descend, logits_to_reach, margins
@@ -82,10 +83,13 @@ class TextCorrections:
             for reading in self.asked
             for passage in reading.rewrites
         ]
-        for batch in _batches(passages, _tokens_per_batch(model)):
+
+        def read(batch: _Batch) -> None:
             seen = record(model, batch.ids.to(model.device), list(found))
-            for site, values in found.items():
-                values.append(batch.at_lookup(seen[site]).float().cpu())
+            for site, values in [(site, batch.at_lookup(seen[site]).float().cpu()) for site in found]:
+                found[site].append(values)
+
+        _each(read, passages, model, "prompts to correct are read")
         return torch.cat(found[key]), torch.cat(found[value])
 
     def columns(self, layer: int | None) -> list[str]:
@@ -100,15 +104,15 @@ class TextCorrections:
                 logits_to_reach(logits, targets, options.margin), torch.ones(len(targets), dtype=torch.bool)
             )
         budget = _tokens_per_batch(model, goal.layer)
-        parts: list[TargetValues] = []
-        chunk: list[Reading] = []
+        chunks: list[list[Reading]] = [[]]
         for reading in self.asked:
-            if chunk and _tokens([*chunk, reading]) > budget:
-                parts.append(self._wanted_of(model, goal, options, chunk))
-                chunk = []
-            chunk.append(reading)
-        parts.append(self._wanted_of(model, goal, options, chunk))
-        return TargetValues(torch.cat([part.values for part in parts]), torch.cat([part.reached for part in parts]))
+            if chunks[-1] and _tokens([*chunks[-1], reading]) > budget:
+                chunks.append([])
+            chunks[-1].append(reading)
+        fitting = Fitting("values are descended")
+        # No request's value depends on another's, so fewer at a time come to the same.
+        parts = fitting.each(lambda own: self._wanted_of(model, goal, options, own), ((chunk,) for chunk in chunks))
+        return TargetValues.joined(parts)
 
     def _wanted_of(self, model: Model, goal: Goal, options: TargetOptions, chunk: Sequence[Reading]) -> TargetValues:
         assert goal.layer is not None
@@ -186,17 +190,18 @@ class TextCorrections:
     def answers(self, model: Model) -> list[dict[str, Any]]:
         found: list[dict[str, Any]] = []
         bare = [reading.rewrites[0] for reading in self.requests]
-        done = 0
-        for batch in _batches(bare, _tokens_per_batch(model)):
+
+        def ask(batch: _Batch) -> None:
             rows, places = batch.answers()
             logits = model.token_logits(batch.ids.to(model.device))[rows.to(model.device), places.to(model.device)]
-            chunk = self.requests[done : done + len(batch.ids)]
-            done += len(chunk)
+            chunk = self.requests[len(found) : len(found) + len(batch.ids)]
             by_request = torch.split(logits.float().cpu(), [passage.answer for passage in batch.passages])
             for reading, of_answer in zip(chunk, by_request, strict=True):
                 lead = float(margins(of_answer, torch.tensor(reading.target)).min())
                 words = "".join(model.tokenize.words(tuple(of_answer.argmax(1).tolist()))).strip()
                 found.append({"answer": words, "margin": lead, "success": lead > 0})
+
+        _each(ask, bare, model, "prompts to correct are asked")
         return found
 
     def rows(self) -> list[dict[str, Any]]:
@@ -210,11 +215,15 @@ class TextCorrections:
         """A key for each token of each answer: the features that predict it, in the prompt alone."""
         sites = [model.lookup("classifier.key").at(None), model.lookup("classifier.value").at(None)]
         keys, logits = [], []
-        for batch in _batches([reading.rewrites[0] for reading in self.requests], _tokens_per_batch(model)):
+
+        def read(batch: _Batch) -> None:
             seen = record(model, batch.ids.to(model.device), sites)
             rows, places = batch.answers()
-            keys.append(seen[sites[0]][rows, places].float().cpu())
-            logits.append(seen[sites[1]][rows, places].float().cpu())
+            both = [seen[site][rows, places].float().cpu() for site in sites]
+            keys.append(both[0])
+            logits.append(both[1])
+
+        _each(read, [reading.rewrites[0] for reading in self.requests], model, "answers to correct are read")
         return Measured(torch.cat(keys), torch.cat(keys), torch.cat(logits))
 
     def _by_request(self, values: Tensor) -> list[Tensor]:
@@ -284,17 +293,24 @@ def _padded(passages: Sequence[Passage], device: torch.device | str = "cpu") -> 
     return _Batch(passages, ids, torch.tensor([passage.lookup for passage in passages], device=device))
 
 
-def _batches(passages: Sequence[Passage], tokens: int) -> Iterator[_Batch]:
+def _each(work: Callable[[_Batch], None], passages: Sequence[Passage], model: Model, what: str) -> None:
+    """`work` of all passages in their order, as many at a time as `_tokens_per_batch` says and memory holds."""
+    chunks = ((chunk,) for chunk in _chunks(passages, _tokens_per_batch(model)))
+    for _ in Fitting(what).each(lambda own: work(_padded(own)), chunks):
+        pass
+
+
+def _chunks(passages: Sequence[Passage], tokens: int) -> Iterator[list[Passage]]:
     """Passages in their order, as many at a time as hold so many tokens."""
     chunk: list[Passage] = []
     for passage in passages:
         longest = max(len(other.ids) for other in [*chunk, passage])
         if chunk and longest * (len(chunk) + 1) > tokens:
-            yield _padded(chunk)
+            yield chunk
             chunk = []
         chunk.append(passage)
     if chunk:
-        yield _padded(chunk)
+        yield chunk
 
 
 def _tokens(chunk: Sequence[Reading]) -> int:

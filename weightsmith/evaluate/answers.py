@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from weightsmith import ranks
+from weightsmith.batches import Fitting
 from weightsmith.errors import WeightsmithError
 from weightsmith.evaluate.generation import BATCH, generate
 from weightsmith.models import Model
@@ -193,21 +194,28 @@ def _losses(
     Args:
         batch: rows of ids. owners: of each row, the (number, ids, count of the answer's) of the texts that begin with it.
     """
-    padded = torch.zeros(len(batch), len(batch[-1]), dtype=torch.int64)
-    for row, ids in enumerate(batch):
-        padded[row, : len(ids)] = torch.tensor(ids)
-    hidden = model.run_blocks(0, model.embed(padded.to(model.device)))
-    places = [
-        (row, len(ids) - count + k, text[len(ids) - count + k + 1], i)
-        for row, ids in enumerate(batch)
-        for i, text, count in owners[row]
-        for k in range(count)
-    ]
-    found = []
-    for part in torch.split(torch.tensor(places), batch_size):  # a vocabulary is wide: logits of the answers only
-        losses, hits = _read(model, hidden, part)
-        found.append((part[:, 3].numpy(), losses.cpu().numpy(), hits.cpu().numpy()))
-    return found
+
+    def read(which: slice) -> list[tuple[np.ndarray, np.ndarray, np.ndarray]]:
+        rows, of_rows = batch[which], owners[which]
+        padded = torch.zeros(len(rows), len(rows[-1]), dtype=torch.int64)  # they come by length
+        for row, ids in enumerate(rows):
+            padded[row, : len(ids)] = torch.tensor(ids)
+        hidden = model.run_blocks(0, model.embed(padded.to(model.device)))
+        places = torch.tensor(
+            [
+                (row, len(ids) - count + k, text[len(ids) - count + k + 1], i)
+                for row, ids in enumerate(rows)
+                for i, text, count in of_rows[row]
+                for k in range(count)
+            ]
+        )
+        found = []
+        for part in torch.split(places, min(batch_size, len(rows))):  # a vocabulary is wide: logits of the answers only
+            losses, hits = _read(model, hidden, part)
+            found.append((part[:, 3].numpy(), losses.cpu().numpy(), hits.cpu().numpy()))
+        return found
+
+    return [one for some in Fitting("answers are read").parts(read, len(batch)) for one in some]
 
 
 def _read(model: Model, hidden: Tensor, places: Tensor) -> tuple[Tensor, Tensor]:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from weightsmith.batches import Fitting
 from weightsmith.data import seal
 from weightsmith.data.images import ImageSet
 from weightsmith.data.views import random_view
@@ -128,8 +129,11 @@ def editing(
 @torch.no_grad()
 def _hits(model: Model, pixels: Tensor, requests: Sequence[ImageRequest]) -> Tensor:
     """(n,) bool: images that get the wanted class."""
-    classes = model.logits(model.preprocess(pixels, model.device)).argmax(-1).cpu()
-    return classes == targets(requests)
+
+    def classes(some: Tensor) -> Tensor:
+        return model.logits(model.preprocess(some, model.device)).argmax(-1).cpu()
+
+    return torch.cat(list(Fitting("edited images are asked").each(classes, [(pixels,)]))) == targets(requests)
 
 
 def _share_of_views(view_hits: Sequence[Tensor]) -> Interval:

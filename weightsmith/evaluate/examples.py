@@ -9,6 +9,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from weightsmith.batches import Fitting
 from weightsmith.data import seal
 from weightsmith.data.images import ImageSet
 from weightsmith.delta import Delta
@@ -117,8 +118,7 @@ def load_examples(path: Path | str) -> list[Examples]:
 
 @torch.no_grad()
 def _probabilities(model: Model, pixels: Tensor, batch: int = 256) -> Tensor:
-    pieces = [
-        model.logits(model.preprocess(pixels[first : first + batch], model.device)).float().softmax(-1).cpu()
-        for first in range(0, len(pixels), batch)
-    ]
-    return torch.cat(pieces)
+    def asked(some: Tensor) -> Tensor:
+        return model.logits(model.preprocess(some, model.device)).float().softmax(-1).cpu()
+
+    return torch.cat(list(Fitting("examples are asked").each(asked, ((some,) for some in torch.split(pixels, batch)))))

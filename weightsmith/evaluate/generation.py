@@ -15,6 +15,7 @@ from scipy.stats import entropy
 from torch import Tensor
 
 from weightsmith import ranks
+from weightsmith.batches import Fitting
 from weightsmith.errors import WeightsmithError
 from weightsmith.models import Model
 from weightsmith.progress import progress
@@ -91,6 +92,15 @@ def _continued(
     model: Model, prompts: list[tuple[int, ...]], steps: int, top_k: int, draws: np.ndarray | None
 ) -> Tensor:
     """(prompts, steps) new tokens. `draws` are (prompts, steps) numbers from 0 to 1, None for the most probable token."""
+
+    def some(which: slice) -> Tensor:
+        return _written(model, prompts[which], steps, top_k, None if draws is None else draws[which])
+
+    return torch.cat(list(Fitting("generating").parts(some, len(prompts))))
+
+
+def _written(model: Model, prompts: list[tuple[int, ...]], steps: int, top_k: int, draws: np.ndarray | None) -> Tensor:
+    """As `_continued`, all at once."""
     device, longest = model.device, max(map(len, prompts))
     ids = torch.zeros(len(prompts), longest, dtype=torch.int64)
     mask = torch.zeros_like(ids)
@@ -118,7 +128,7 @@ def _continued(
         ids, mask = chosen[:, None], torch.cat([mask, mask.new_ones(len(prompts), 1)], 1)
         # A row that has all its tokens runs on with the others, and must not ask for a position that is not there.
         positions = (positions[:, -1:] + 1).clamp(max=model.n_tokens - 1)
-    return torch.stack(new, 1)
+    return torch.stack(new, 1).cpu()
 
 
 def _chosen(logits: Tensor, top_k: int, draw: Tensor | None) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weightsmith.batches import Fitting
 from weightsmith.delta import Delta, lifted, wears_delta
 from weightsmith.errors import WeightsmithError
 from weightsmith.models import Model
@@ -25,10 +26,16 @@ def perplexity(model: Model, texts: Iterable[Tensor]) -> float:
         WeightsmithError: no text, or windows that are too short or too long for the model.
     """
     total, count = 0.0, 0
-    for ids in _windows(model, texts, shortest=2):
-        for logits, wanted in zip(model.token_logits(ids)[:, :-1], ids[:, 1:], strict=True):
-            total += float(F.cross_entropy(logits.float(), wanted, reduction="none").double().sum())
-            count += len(wanted)
+
+    def losses(ids: Tensor) -> list[tuple[float, int]]:
+        return [
+            (float(F.cross_entropy(logits.float(), wanted, reduction="none").double().sum()), len(wanted))
+            for logits, wanted in zip(model.token_logits(ids)[:, :-1], ids[:, 1:], strict=True)
+        ]
+
+    for windows in Fitting("text is read").each(losses, ((ids,) for ids in _windows(model, texts, shortest=2))):
+        for loss, tokens in windows:
+            total, count = total + loss, count + tokens
     # Of a model that an edit has broken it may be infinite, which is no error here.
     return float(torch.tensor(total / count, dtype=torch.float64).exp())
 
@@ -56,17 +63,24 @@ def agreement(model: Model, texts: Iterable[Tensor], delta: Delta | None = None)
         raise WeightsmithError("the model wears no delta: measure inside `with delta.on(model)`, or pass the delta")
     if delta is not None:
         delta.check(model)
-    total, same, count = 0.0, 0, 0
-    for ids in _windows(model, texts, shortest=1):
+
+    def compared(ids: Tensor) -> list[tuple[float, int, int]]:
+        """Of each window the drift, how many tokens stay, and of how many."""
         with lifted(model) if delta is None else nullcontext():
             before = model.token_logits(ids)
         with nullcontext() if delta is None else delta.on(model, check=False):  # its hash is checked once, above
             after = model.token_logits(ids)
+        found = []
         for was, now in zip(before, after, strict=True):  # a window at a time: float64 of all would be twice the memory
             old, new = was.double().log_softmax(-1), now.double().log_softmax(-1)
-            total += float(F.kl_div(new, old, reduction="sum", log_target=True))
-            same += int((was.argmax(-1) == now.argmax(-1)).sum())
-        count += ids.numel()
+            moved = float(F.kl_div(new, old, reduction="sum", log_target=True))
+            found.append((moved, int((was.argmax(-1) == now.argmax(-1)).sum()), len(was)))
+        return found
+
+    total, same, count = 0.0, 0, 0
+    for windows in Fitting("text is read").each(compared, ((ids,) for ids in _windows(model, texts, shortest=1))):
+        for moved, stayed, tokens in windows:
+            total, same, count = total + moved, same + stayed, count + tokens
     return same / count, total / count
 
 

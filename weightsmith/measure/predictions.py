@@ -83,15 +83,15 @@ def predict(model: Model, images: ImageSet, batch_size: int = BATCH, title: str 
 @torch.no_grad()
 def _logits(model: Model, images: ImageSet, batch_size: int, title: str) -> Tensor:
     """(n, classes) float32."""
-    pieces, fitting = [torch.empty(0, model.n_classes)], Fitting("predicting")
+    pieces = [torch.empty(0, model.n_classes)]
+
+    def answered(pixels: Tensor, _labels: Tensor) -> Tensor:
+        return model.logits(model.preprocess(pixels, model.device)).float().cpu()
+
     with progress(title, len(images)) as advance:
-        for pixels, labels in images.batches(batch_size):
-
-            def answered(which: slice, pixels: Tensor = pixels) -> Tensor:
-                return model.logits(model.preprocess(pixels[which], model.device)).float().cpu()
-
-            pieces += fitting.parts(answered, len(labels))
-            advance(len(labels))
+        for logits in Fitting("predicting").each(answered, images.batches(batch_size)):
+            pieces.append(logits)
+            advance(len(logits))
     return torch.cat(pieces)
 
 

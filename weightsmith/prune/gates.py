@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from weightsmith.batches import Fitting
 from weightsmith.circuit import Kept, Shape, Unit
 from weightsmith.data.images import ImageSet
 from weightsmith.models import Model, patch
@@ -115,18 +116,24 @@ def scores_by_gradient(
     generator = torch.Generator().manual_seed(seed)
     dtype = next(model.module.parameters()).dtype
     total = torch.zeros(gates.count, dtype=torch.float64)
+
+    def scored(pixels: Tensor, labels: Tensor) -> Tensor:
+        inputs = model.preprocess(pixels, model.device).to(dtype)
+        if method == "gauss-newton":
+            own = generator.clone_state()
+            found = _gauss_newton(model, inputs, gates, samples, own)
+            generator.set_state(own.get_state())  # only now: a pass that memory did not hold draws the same signs again
+            return found
+        if method == "eap-ig":
+            return _integrated(model, inputs, gates, steps)
+        slope = _loss(model, inputs, labels, gates)
+        return slope.abs() if method == "task-loss" else -slope
+
+    batches = images.batches(max(1, _BATCH_TOKENS // model.n_tokens))
     with progress(f"scoring by {method}", len(images)) as advance:
-        for pixels, labels in images.batches(max(1, _BATCH_TOKENS // model.n_tokens)):
-            inputs = model.preprocess(pixels, model.device).to(dtype)
-            if method == "gauss-newton":
-                each = _gauss_newton(model, inputs, gates, samples, generator)
-            elif method == "eap-ig":
-                each = _integrated(model, inputs, gates, steps)
-            else:
-                slope = _loss(model, inputs, labels, gates)
-                each = slope.abs() if method == "task-loss" else -slope
+        for each in Fitting("units are scored").each(scored, batches):
             total += each.sum(0)
-            advance(len(labels))
+            advance(len(each))
     drawn = min(samples, model.n_classes)
     spent = {"gauss-newton": 1 + 2 * drawn, "eap-ig": 1 + 3 * steps}.get(method, 3)
     return total / len(images), float(spent)

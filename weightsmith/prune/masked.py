@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from weightsmith.batches import Fitting
 from weightsmith.circuit import Kept
 from weightsmith.data.images import ImageSet
 from weightsmith.errors import WeightsmithError, WrongWeightsError
@@ -60,11 +61,12 @@ def run_units(model: Model, images: ImageSet, kept: Kept, mean: KeyStatistics | 
                 at = site if layer < last else site.at("cls")
                 patches[site] = _held(mean.by_site[at].mean, stay)
     dtype = next(model.module.parameters()).dtype
-    pieces: list[Tensor] = []
+
+    def answered(pixels: Tensor, _labels: Tensor) -> Tensor:
+        return model.logits(model.preprocess(pixels, model.device).to(dtype))
+
     with patch(model, patches):
-        for pixels, _ in images.batches(_BATCH):
-            pieces.append(model.logits(model.preprocess(pixels, model.device).to(dtype)))
-    return torch.cat(pieces)
+        return torch.cat(list(Fitting("a smaller model is asked").each(answered, images.batches(_BATCH))))
 
 
 def _held(mean: Tensor, stay: list[int]) -> Callable[[Tensor], Tensor]:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from weightsmith.batches import Fitting
 from weightsmith.circuit import Kept
 from weightsmith.data.images import ImageSet
 from weightsmith.errors import WeightsmithError, WrongWeightsError
@@ -73,19 +74,21 @@ def streams(model: Model, images: ImageSet) -> Streams:
         for kind in ("attn.out", "resid.out")
         if kind == "resid.out" or model.has(kind, layer)
     ]
-    pieces: list[list[Tensor]] = []
+
+    def read(pixels: Tensor, _labels: Tensor) -> list[Tensor]:
+        entering = model.embed(model.preprocess(pixels, model.device).to(dtype))
+        seen = record(model, entering, sites, start=0)
+        places = [entering]
+        for layer in range(model.n_layers):
+            added = seen.activations.get(Site("attn.out", layer))
+            places.append(places[-1] if added is None else places[-1] + added)
+            places.append(seen[Site("resid.out", layer)])
+        advance(len(entering))
+        return places
+
     size = max(1, _BATCH_TOKENS // model.n_tokens)
     with progress("reading the residual stream", len(images)) as advance:
-        for pixels, _ in images.batches(size):
-            entering = model.embed(model.preprocess(pixels, model.device).to(dtype))
-            seen = record(model, entering, sites, start=0)
-            places = [entering]
-            for layer in range(model.n_layers):
-                added = seen.activations.get(Site("attn.out", layer))
-                places.append(places[-1] if added is None else places[-1] + added)
-                places.append(seen[Site("resid.out", layer)])
-            pieces.append(places)
-            advance(len(entering))
+        pieces = list(Fitting("the residual stream is read").each(read, images.batches(size)))
     whole = [torch.cat([places[i] for places in pieces]) for i in range(len(pieces[0]))]
     positions = model.module.get_parameter(POSITIONS).detach().clone()
     return Streams(whole[0], tuple(whole[1:]), positions, model.fingerprint())

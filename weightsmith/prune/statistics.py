@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from weightsmith.batches import Fitting
 from weightsmith.data.images import ImageSet
 from weightsmith.errors import WeightsmithError
 from weightsmith.measure.sums import RunningSum
@@ -86,15 +87,20 @@ def key_statistics(model: Model, images: ImageSet, batch_size: int | None = None
     sums = {place: RunningSum(place) for site in sites for place in (site, site.at("cls"))}
     dtype = next(model.module.parameters()).dtype
     size = batch_size or max(1, _BATCH_TOKENS // max(1, model.n_tokens))
+
+    def read(pixels: Tensor, _labels: Tensor) -> dict[Site, Tensor]:
+        return record_until(model, model.preprocess(pixels, model.device).to(dtype), sites)
+
     with progress("key statistics", len(images)) as advance:
-        for pixels, _ in images.batches(size):
-            inputs = model.preprocess(pixels, model.device).to(dtype)
-            for site, keys in record_until(model, inputs, sites).items():
+        for seen in Fitting("key statistics are taken").each(read, images.batches(size)):
+            count = len(seen[sites[0]])
+            for site in sites:
+                keys = seen.pop(site)
                 # The mean is the moment with a further key that is always 1.
                 with_one = torch.cat([keys, torch.ones_like(keys[..., :1])], -1)
-                sums[site].add(with_one, len(inputs))
-                sums[site.at("cls")].add(with_one[:, cls], len(inputs))
-            advance(len(inputs))
+                sums[site].add(with_one, count)
+                sums[site.at("cls")].add(with_one[:, cls], count)
+            advance(count)
     return KeyStatistics({site: _statistic(one) for site, one in sums.items()}, model.fingerprint())
 
 

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from weightsmith.batches import Fitting
 from weightsmith.circuit import Kept, Unit
 from weightsmith.data.images import ImageSet
 from weightsmith.errors import WeightsmithError
@@ -94,6 +95,7 @@ class Trials:
         states = max(2, memory // (len(images) * self.whole.tokens * width))
         self._every = -(-2 * max(1, len(self.whole.heads)) // states)
         self._passes = 0.0
+        self._fitting = Fitting("a smaller model is tried")
         self._pinned: dict[_Route, list[Tensor]] = {(): self._embedded()}
         self._trial: dict[_Route, list[Tensor]] = {}
         everything = Kept.everything(self.whole)
@@ -163,13 +165,20 @@ class Trials:
         for layer in range(start, len(plans)):
             if (layer + 1) % self._every == 0:
                 self._trial[plans[: layer + 1]] = []
-        said: list[Tensor] = []
-        for hidden in given:
+
+        def run(hidden: Tensor) -> tuple[dict[_Route, Tensor], Tensor]:
+            states: dict[_Route, Tensor] = {}
             for layer, block in enumerate(blocks, start):
                 hidden = block(hidden)
                 if (layer + 1) % self._every == 0:
-                    self._trial[plans[: layer + 1]].append(hidden)
-            said.append(self.model.read_out(hidden).double().log_softmax(-1).cpu())
+                    states[plans[: layer + 1]] = hidden
+            return states, self.model.read_out(hidden).double().log_softmax(-1).cpu()
+
+        said: list[Tensor] = []
+        for states, answers in self._fitting.each(run, ((hidden,) for hidden in given)):
+            for route, hidden in states.items():
+                self._trial[route].append(hidden)
+            said.append(answers)
         self._passes += sum(1 for plan in plans[start:] if plan.heads or plan.neurons) / max(1, len(plans))
         return torch.cat(said)
 
@@ -190,11 +199,12 @@ class Trials:
         """What enters the first block, batch by batch."""
         dtype = next(self.model.module.parameters()).dtype
         size = max(1, _BATCH_TOKENS // self.whole.tokens)
-        with torch.no_grad():
-            return [
-                self.model.embed(self.model.preprocess(pixels, self.model.device).to(dtype))
-                for pixels, _ in self.images.batches(size)
-            ]
+
+        @torch.no_grad()
+        def embedded(pixels: Tensor, _labels: Tensor) -> Tensor:
+            return self.model.embed(self.model.preprocess(pixels, self.model.device).to(dtype))
+
+        return list(self._fitting.each(embedded, self.images.batches(size)))
 
 
 class _Block:

@@ -9,7 +9,9 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
+from weightsmith.batches import Fitting
 from weightsmith.data.images import ImageSet
 from weightsmith.data.texts import TextSet
 from weightsmith.delta import Delta
@@ -190,16 +192,18 @@ class Trust:
     def _moved(self, model: Model, delta: Delta) -> tuple[float, float]:
         if isinstance(self.aside, TextSet):
             return agreement(model, self.aside.batches(8), Delta(delta.changes))
-        same, total = 0, 0.0
-        for pixels, _ in self.aside.batches(256):
+
+        @torch.no_grad()
+        def compared(pixels: Tensor, _labels: Tensor) -> tuple[int, float]:
             inputs = model.preprocess(pixels, model.device)
-            with torch.no_grad():
-                before = model.logits(inputs).double()
-                with delta.on(model, check=False):
-                    after = model.logits(inputs).double()
-            same += int((before.argmax(1) == after.argmax(1)).sum())
-            total += float(F.kl_div(after.log_softmax(1), before.log_softmax(1), reduction="sum", log_target=True))
-        return same / len(self.aside), total / len(self.aside)
+            before = model.logits(inputs).double()
+            with delta.on(model, check=False):
+                after = model.logits(inputs).double()
+            moved = F.kl_div(after.log_softmax(1), before.log_softmax(1), reduction="sum", log_target=True)
+            return int((before.argmax(1) == after.argmax(1)).sum()), float(moved)
+
+        found = list(Fitting("images that judge are asked").each(compared, self.aside.batches(256)))
+        return sum(same for same, _ in found) / len(self.aside), sum(moved for _, moved in found) / len(self.aside)
 
     def _drawn(self, earlier: Sequence[Request]) -> list[Request]:
         generator = torch.Generator().manual_seed(self.options.seed + len(earlier))

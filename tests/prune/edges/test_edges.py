@@ -77,8 +77,8 @@ def slow(
 
 def batch_of(model: Model, images: ImageSet, corruption: str) -> tuple[EdgeNetwork, Tensor, Tensor, Tensor]:
     network = EdgeNetwork.of(model)
-    ((hidden, labels, corrupted),) = CorruptedSet.of(network, images, corruption).batches()
-    return network, hidden, labels, corrupted
+    (some,) = CorruptedSet.of(network, images, corruption).each(lambda some: some, "reading")
+    return network, some.hidden, some.labels, some.written
 
 
 def logits_of(model: Model, images: ImageSet) -> Tensor:
@@ -241,7 +241,8 @@ def test_scores_are_means_of_sizes_however_images_are_batched(
     model = double("vit")
     scores = edge_scores(model, some, method=method, loss=loss, corruption=corruption, steps=3, seed=1)
     network = EdgeNetwork.of(model)
-    ((hidden, labels, corrupted),) = CorruptedSet.of(network, some, corruption, seed=1).batches()
+    (read,) = CorruptedSet.of(network, some, corruption, seed=1).each(lambda part: part, "reading")
+    hidden, labels, corrupted = read.hidden, read.labels, read.written
     signs = 2 * torch.randint(2, (5, 3, 4), generator=torch.Generator().manual_seed(1)) - 1
     signed = edge_attributions(network, hidden, labels, corrupted, method, loss, 3, signs)[:, network.graph.there]
     torch.testing.assert_close(scores.values, signed.abs().mean(0), rtol=1e-9, atol=1e-12)

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from weightsmith.batches import Fitting
 from weightsmith.data.images import ImageSet
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.prune.edges.network import EdgeNetwork
 
 CORRUPTIONS = ("mean", "swap")
 """The mean of what the sender writes over calibration images and tokens, or what it writes for another image of the set."""
+
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True, eq=False)
+class Corrupted:
+    """Some images of a set, and their corrupted runs.
+
+    Attributes:
+        hidden: (n, tokens, width) their embeddings; labels: (n,).
+        written: (n, senders, tokens, width) what senders write in the corrupted runs; of a mean there is 1 in place of n and
+            tokens.
+        places: of these images in the set.
+    """
+
+    hidden: Tensor
+    labels: Tensor
+    written: Tensor
+    places: slice
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,22 +83,26 @@ class CorruptedSet:
         return cls(network, images, means=_means(network, images if calibration is None else calibration))
 
     @torch.no_grad()
-    def batches(self) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-        """(hidden (n, tokens, width), labels (n,), corrupted (n, senders, tokens, width)) by batches, in order.
+    def each(self, work: Callable[[Corrupted], T], what: str) -> Iterator[T]:
+        """`work` of all images in order, as many at a time as memory holds; `what` says in words what it does."""
+        fitting, size = Fitting(what), self.network.batch_size()
+        for first in range(0, len(self.images), size):
 
-        Of a mean corruption there is 1 in place of n and tokens.
-        """
-        size, done = self.network.batch_size(), 0
-        for pixels, labels in self.images.batches(size):
-            hidden = self.network.embed(pixels)
-            if self.means is not None:
-                corrupted = self.means[None, :, None].to(hidden)
-            else:
-                assert self.partners is not None
-                other = self.images.pixels(self.partners[done : done + len(pixels)])
-                corrupted = self.network.outputs(self.network.embed(other))
-            done += len(pixels)
-            yield hidden, labels.to(hidden.device), corrupted
+            def part(which: slice, first: int = first) -> T:
+                return work(self._at(slice(first + which.start, first + which.stop)))
+
+            yield from fitting.parts(part, min(size, len(self.images) - first))
+
+    def _at(self, places: slice) -> Corrupted:
+        some = np.arange(places.start, places.stop)
+        hidden = self.network.embed(self.images.pixels(some))
+        if self.means is not None:
+            corrupted = self.means[None, :, None].to(hidden)
+        else:
+            assert self.partners is not None
+            corrupted = self.network.outputs(self.network.embed(self.images.pixels(self.partners[some])))
+        labels = torch.from_numpy(self.images.labels[some]).to(hidden.device)
+        return Corrupted(hidden, labels, corrupted, places)
 
 
 @torch.no_grad()
@@ -87,8 +113,12 @@ def _means(network: EdgeNetwork, images: ImageSet) -> Tensor:
     cls = int(network.model.family.cls or 0)
     total: Tensor | float = 0.0
     from_cls = network.cls_from
-    for pixels, _ in images.batches(network.batch_size()):
+
+    def summed(pixels: Tensor, _labels: Tensor) -> Tensor:
         written = network.outputs(network.embed(pixels)).double()
         every = written[:, :from_cls].mean(2)
-        total = total + torch.cat([every, written[:, from_cls:, cls]], 1).sum(0)
+        return torch.cat([every, written[:, from_cls:, cls]], 1).sum(0)
+
+    for some in Fitting("means are taken").each(summed, images.batches(network.batch_size())):
+        total = total + some
     return torch.as_tensor(total) / len(images)

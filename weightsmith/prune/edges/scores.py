@@ -15,7 +15,7 @@ from weightsmith.edge import Edge
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.models import Model
 from weightsmith.progress import progress
-from weightsmith.prune.edges.corruption import CorruptedSet
+from weightsmith.prune.edges.corruption import Corrupted, CorruptedSet
 from weightsmith.prune.edges.graph import EdgeGraph
 from weightsmith.prune.edges.network import EdgeNetwork
 
@@ -98,22 +98,24 @@ def edge_scores(
         2 * torch.randint(2, (len(images), steps, model.n_classes), generator=torch.Generator().manual_seed(seed)) - 1
     )
     total = torch.zeros(network.graph.there.shape, dtype=torch.float64)
-    done = 0
+
+    def scored(some: Corrupted) -> Tensor:
+        drawn = signs[some.places].to(some.hidden)
+        tables = edge_attributions(network, some.hidden, some.labels, some.written, method, loss, steps, drawn)
+        advance(len(some.hidden))
+        return tables.abs().sum(0).cpu().double()
+
     with progress("edge scores", len(images)) as advance:
-        for hidden, labels, corrupted in runs.batches():
-            drawn = signs[done : done + len(hidden)].to(hidden)
-            tables = edge_attributions(network, hidden, labels, corrupted, method, loss, steps, drawn)
-            total += tables.abs().sum(0).cpu().double()
-            done += len(hidden)
-            advance(len(hidden))
+        for found in runs.each(scored, "edges are scored"):
+            total += found
     info = {
         "loss": loss,
         "corruption": corruption,
         "steps": 1 if method == "eap" else steps,
         "seed": seed,
-        "images": done,
+        "images": len(images),
     }
-    return EdgeScores(network.graph.edges, (total / done)[network.graph.there], method, info)
+    return EdgeScores(network.graph.edges, (total / len(images))[network.graph.there], method, info)
 
 
 @torch.no_grad()
@@ -130,7 +132,7 @@ def edge_attributions(
     """(n, receivers, senders) what `edge_scores` takes the mean of, image by image and with its sign; 0 where no edge is.
 
     Args:
-        hidden, labels, corrupted: a batch of `CorruptedSet.batches`.
+        hidden, labels, corrupted: as `Corrupted` has them.
         signs: (n, steps, classes) ±1 of Gauss-Newton.
     """
     written = network.outputs(hidden)
@@ -190,8 +192,8 @@ def run_edges(
 @torch.no_grad()
 def run_masked(runs: CorruptedSet, mask: Tensor) -> Tensor:
     """As `run_edges`, of images whose corrupted runs are at hand, with a (receivers, senders) bool mask."""
-    pieces = [runs.network.run(hidden, corrupted, mask) for hidden, _, corrupted in runs.batches()]
-    return torch.cat(pieces)
+    run = runs.each(lambda some: runs.network.run(some.hidden, some.written, mask), "edges are cut")
+    return torch.cat(list(run))
 
 
 def _check(model: Model, images: ImageSet, method: str, loss: str, steps: int) -> None:

@@ -9,6 +9,7 @@ import torch
 from scipy.stats import t
 from torch import Tensor
 
+from weightsmith.batches import Fitting
 from weightsmith.circuit import Kept, Shape
 from weightsmith.data.images import ImageSet
 from weightsmith.data.views import random_view
@@ -140,12 +141,16 @@ class Ground:
 def _log_probabilities(model: Model, images: ImageSet, views: int) -> Tensor:
     """(1 + views, n, classes) float64 of images and of random views of them, which are the same in every call."""
     dtype = next(model.module.parameters()).dtype
-    pieces: list[Tensor] = []
-    for number, (pixels, _) in enumerate(images.batches(_BATCH)):
-        seen = [pixels, *(random_view(pixels, "light", number * _MOST_VIEWS + i) for i in range(views))]
+
+    def answered(*seen: Tensor) -> Tensor:
         logits = [model.logits(model.preprocess(some, model.device).to(dtype)) for some in seen]
-        pieces.append(torch.stack(logits).double().cpu().log_softmax(-1))
-    return torch.cat(pieces, 1)
+        return torch.stack(logits).double().cpu().log_softmax(-1)
+
+    batches = (
+        [pixels, *(random_view(pixels, "light", number * _MOST_VIEWS + i) for i in range(views))]
+        for number, (pixels, _) in enumerate(images.batches(_BATCH))
+    )
+    return torch.cat(list(Fitting("a smaller model is asked").each(answered, batches)), 1)
 
 
 def interval(values: np.ndarray) -> Interval:
