@@ -13,8 +13,8 @@ import argparse
 from pathlib import Path
 
 from weightsmith.errors import WeightsmithError
-from weightsmith.run.edit import edit
 from weightsmith.run.edits import edits
+from weightsmith.run.knowledge.edit import edit
 from weightsmith.run.options.edits import ListEditsOptions, UndoEditsOptions
 from weightsmith.run.options.knowledge import EditOptions
 

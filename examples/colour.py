@@ -16,9 +16,9 @@ import argparse
 from pathlib import Path
 
 from weightsmith.errors import WeightsmithError
-from weightsmith.run.baseline import baseline
-from weightsmith.run.inputs import EMBEDDED
-from weightsmith.run.locate import locate
+from weightsmith.run.correct.baseline import baseline
+from weightsmith.run.locate.command import locate
+from weightsmith.run.locate.inputs import EMBEDDED
 from weightsmith.run.options.correct import BaselineOptions
 from weightsmith.run.options.locate import AttributionOptions, PatchOptions
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 import argparse
 
 from weightsmith.errors import WeightsmithError
-from weightsmith.run.baseline import baseline
+from weightsmith.run.correct.baseline import baseline
+from weightsmith.run.correct.pipeline import run
 from weightsmith.run.options.correct import BaselineOptions, RunOptions
-from weightsmith.run.pipeline import run
 
 
 def main(arguments: list[str] | None = None) -> None:

@@ -20,9 +20,9 @@ from rich.table import Table
 import weightsmith as ws
 from weightsmith.evaluate.knowledge import knowledge
 from weightsmith.files import read_csv, write_csv, write_json
-from weightsmith.run.facts import fact_model
 from weightsmith.run.folder import environment
-from weightsmith.run.language import Kept
+from weightsmith.run.knowledge.facts import fact_model
+from weightsmith.run.knowledge.language import Kept
 
 SUBJECT = {"lookup": "subject_last", "prefix_lengths": ((10, 5),)}
 EDITORS: dict[str, Callable[[], ws.edit.Editor]] = {

@@ -32,9 +32,9 @@ from weightsmith.evaluate import answer, perplexity
 from weightsmith.evaluate.knowledge import KnowledgeScores
 from weightsmith.files import atomic_path, read_csv, write_csv, write_json
 from weightsmith.report.plots import style
-from weightsmith.run.facts import fact_model
 from weightsmith.run.folder import environment
-from weightsmith.run.language import Kept
+from weightsmith.run.knowledge.facts import fact_model
+from weightsmith.run.knowledge.language import Kept
 from weightsmith.stream import ReplayOptions, Stream
 
 EDITORS: dict[str, Callable[[], ws.edit.Editor]] = {

@@ -29,7 +29,7 @@ import transformers.models.vit.modeling_vit  # noqa: F401
 
 from tests.run.conftest import TINY_FACTS, tiny_flags, tiny_world, write_talker
 from weightsmith import cli
-from weightsmith.run import fact_run, facts
+from weightsmith.run.knowledge import fact_run, facts
 
 Words = tuple[str, ...]
 

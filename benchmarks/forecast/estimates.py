@@ -304,7 +304,7 @@ def made(work: Path) -> dict[str, Path]:
             tensors = {f"block.{i}.weight": torch.randn(2048, 1024) for i in range(10)}
             save_file(tensors, places[name])
     if not (work / "fact-model" / "recall.json").is_file():
-        from weightsmith.run.facts import fact_model
+        from weightsmith.run.knowledge.facts import fact_model
 
         (work / "fact-model").mkdir(exist_ok=True)
         fact_model(work / "fact-model", resume=True)  # about nine minutes on one thread

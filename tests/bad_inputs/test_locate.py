@@ -16,7 +16,7 @@ import pytest
 from tests.bad_inputs.conftest import perfect
 from weightsmith.errors import WeightsmithError
 from weightsmith.models import create, save
-from weightsmith.run.locate import check_options
+from weightsmith.run.locate.command import check_options
 from weightsmith.run.options.locate import TraceOptions
 
 BLUR = ("--data-path", "digits", "--corruption", "blur", "--window", "1")

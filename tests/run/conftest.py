@@ -20,7 +20,7 @@ from weightsmith.data.factworld import FactWorld, fact_world
 from weightsmith.models import save
 from weightsmith.models.store import wrap
 from weightsmith.report import plots
-from weightsmith.run import fact_run, facts
+from weightsmith.run.knowledge import fact_run, facts
 
 WNIDS = ("n02", "n01", "n03")
 """Classes of `photographs`."""

@@ -24,11 +24,11 @@ from weightsmith.delta import weights_hash
 from weightsmith.edit import make_editor
 from weightsmith.edit.lora_native import LoRAOptions, adapted
 from weightsmith.measure import Interval
-from weightsmith.run.ablate_lora import answer_logits, ranks_of, whole_error
-from weightsmith.run.ablate_replay import replayed_by
-from weightsmith.run.draws import Plan
-from weightsmith.run.language import Kept
-from weightsmith.run.trials import Trial, titled
+from weightsmith.run.ablate.lora import answer_logits, ranks_of, whole_error
+from weightsmith.run.ablate.replay import replayed_by
+from weightsmith.run.ablate.trials import Trial, titled
+from weightsmith.run.compare.draws import Plan
+from weightsmith.run.knowledge.language import Kept
 from weightsmith.stream import ReplayOptions, Stream
 
 LORA = ["lora", "--ranks", 1, 64, "--fit-steps", 0, 3, "--max-edits", 3]

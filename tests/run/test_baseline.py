@@ -11,7 +11,7 @@ import pytest
 import weightsmith as ws
 from weightsmith.data.images import ImageSet
 from weightsmith.measure import predict
-from weightsmith.run import baseline as room
+from weightsmith.run.correct import baseline as room
 
 
 def flags(tmp_path: Path, data: Path | str, **more: object) -> list[str]:

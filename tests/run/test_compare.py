@@ -24,10 +24,10 @@ from weightsmith.edit import make_editor
 from weightsmith.edit.hyperparameters import read_hyperparameters
 from weightsmith.errors import HeldOutError, WeightsmithError
 from weightsmith.measure import Interval
-from weightsmith.run import benches
-from weightsmith.run.benches import ImageBench, TextBench, first
 from weightsmith.run.cells import Cell, failures
-from weightsmith.run.draws import Plan, content_hash, named_apart, signed
+from weightsmith.run.compare import benches
+from weightsmith.run.compare.benches import ImageBench, TextBench, first
+from weightsmith.run.compare.draws import Plan, content_hash, named_apart, signed
 
 FIGURES = (
     "efficacy_success_by_method", "paraphrase_success_by_method", "neighborhood_specificity_by_method",

@@ -21,13 +21,13 @@ from weightsmith.evaluate import answers_of, divergence
 from weightsmith.measure import Cost
 from weightsmith.models import load, save
 from weightsmith.prune import METHODS, shape_of
-from weightsmith.run import measured
 from weightsmith.run.compress import baseline as compress_baseline
 from weightsmith.run.compress import goals as compress_goals
 from weightsmith.run.compress import models as compress_models
 from weightsmith.run.compress import study as compress_study
 from weightsmith.run.compress.baseline import resolved
 from weightsmith.run.compress.record import finished
+from weightsmith.run.evaluate import measured
 from weightsmith.run.options.compress import CompressOptions, UnitScore
 
 NAMES = ("acdc_threshold_0.05", "eap_keep_0.6")

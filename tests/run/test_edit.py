@@ -20,9 +20,9 @@ from weightsmith.data.factworld import FactWorld
 from weightsmith.delta import Delta, weights_hash
 from weightsmith.errors import WeightsmithError
 from weightsmith.models import save
-from weightsmith.run.edit import KIN
-from weightsmith.run.fact_run import world_of
 from weightsmith.run.folder import RunFolder
+from weightsmith.run.knowledge.edit import KIN
+from weightsmith.run.knowledge.fact_run import world_of
 from weightsmith.run.options.knowledge import EditOptions
 
 
@@ -211,7 +211,7 @@ def test_what_is_stopped_leaves_nothing_half_done(
     def failing(*_: object) -> None:
         raise failure
 
-    monkeypatch.setattr("weightsmith.run.edit.save", failing)
+    monkeypatch.setattr("weightsmith.run.knowledge.edit.save", failing)
     given = flags_of(talker, tmp_path, "--run-name", "e", "--edit-method", "finetune", "--max-edits", 2, "--overwrite")
     assert weightsmith("edit", *given).status == (130 if isinstance(failure, KeyboardInterrupt) else 1)
     assert {path.name: path.read_bytes() for path in left_by(run) if path.is_file()} == before

@@ -21,7 +21,7 @@ from weightsmith.evaluate import Classification, accuracy_change, answers_of
 from weightsmith.files import write_json
 from weightsmith.measure import Cost
 from weightsmith.models import Model, create, load, save
-from weightsmith.run import evaluation, measured
+from weightsmith.run.evaluate import evaluation, measured
 from weightsmith.run.job import save_indices
 
 NAMES = tuple(str(digit) for digit in range(10))

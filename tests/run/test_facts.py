@@ -14,8 +14,8 @@ from weightsmith.data.factworld import FactWorld, fact_world
 from weightsmith.delta import weights_hash
 from weightsmith.errors import WeightsmithError
 from weightsmith.models import Model, presets
-from weightsmith.run import facts as room
-from weightsmith.run.facts import build, recall, world_of
+from weightsmith.run.knowledge import facts as room
+from weightsmith.run.knowledge.facts import build, recall, world_of
 from weightsmith.train.loop import Training
 
 TRAINING = {"epochs": 2, "batch_size": 8, "lr": 3e-3, "length": 48}

@@ -31,9 +31,9 @@ from weightsmith.locate import METRICS, ImageCases, grids, sweep
 from weightsmith.locate.metrics import FLOORS
 from weightsmith.models import save
 from weightsmith.models.store import wrap
-from weightsmith.run import inputs
 from weightsmith.run.findings import layers_of
 from weightsmith.run.folder import RunFolder
+from weightsmith.run.locate import inputs
 from weightsmith.run.options.locate import PatchOptions, TraceOptions
 from weightsmith.site import Site
 

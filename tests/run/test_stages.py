@@ -16,7 +16,7 @@ from tests.forked import forked
 from weightsmith.delta import Delta, weights_hash
 from weightsmith.edit import editors
 from weightsmith.effects import Effects
-from weightsmith.run import stages
+from weightsmith.run.correct import stages
 from weightsmith.run.options.correct import STAGE_NAMES
 from weightsmith.run.tables import delta_name
 from weightsmith.train.loop import Training

@@ -13,11 +13,12 @@ from weightsmith.delta import Delta
 from weightsmith.errors import WeightsmithError, near_path
 from weightsmith.evaluate import answer
 from weightsmith.files import remove, user_path
-from weightsmith.run.corrections import begun_with, class_names_of, corrections, image_job, is_image_run
-from weightsmith.run.edit import as_adapters, editor_of, write_results
-from weightsmith.run.fact_run import of_auto
+from weightsmith.run.correct.corrections import begun_with, class_names_of, corrections, image_job, is_image_run
 from weightsmith.run.folder import RunFolder
-from weightsmith.run.language import Kept, of_name
+from weightsmith.run.knowledge.edit import as_adapters, editor_of, write_results
+from weightsmith.run.knowledge.fact_run import of_auto
+from weightsmith.run.knowledge.language import Kept, of_name
+from weightsmith.run.knowledge.streaming import as_one, edit_entries, in_force, journal_of, listed, shown, stream_of
 from weightsmith.run.options.edits import (
     EditsOptions,
     ListEditsOptions,
@@ -29,7 +30,6 @@ from weightsmith.run.options.edits import (
 from weightsmith.run.options.files import read_yaml
 from weightsmith.run.options.knowledge import EditOptions
 from weightsmith.run.outcome import Outcome
-from weightsmith.run.streaming import as_one, edit_entries, in_force, journal_of, listed, shown, stream_of
 from weightsmith.stream import Stream
 
 _log = logging.getLogger(__name__)

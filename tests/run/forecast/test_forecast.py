@@ -11,10 +11,10 @@ from weightsmith import mapped
 from weightsmith.locate import forecast as sweeps
 from weightsmith.models import load, save
 from weightsmith.models.paged import bytes_of
+from weightsmith.run.correct.pipeline import fingerprint
 from weightsmith.run.forecast import pace
 from weightsmith.run.forecast.plan import Plan, Step, amount, duration
 from weightsmith.run.options.correct import RunOptions
-from weightsmith.run.pipeline import fingerprint
 
 
 @pytest.fixture(autouse=True)

@@ -19,7 +19,7 @@ from weightsmith.progress import CONSOLE
 from weightsmith.run.bench.guard import is_loopback
 from weightsmith.run.bench.server import address_of, listening, serve
 from weightsmith.run.bench.session import Session
-from weightsmith.run.corrections import Corrections, Sources, begun_with, corrections, image_job, is_image_run
+from weightsmith.run.correct.corrections import Corrections, Sources, begun_with, corrections, image_job, is_image_run
 from weightsmith.run.job import check_device
 from weightsmith.run.options.bench import WorkbenchOptions
 from weightsmith.run.outcome import Outcome

@@ -17,7 +17,7 @@ from weightsmith.errors import WeightsmithError
 from weightsmith.measure import predict
 from weightsmith.request import ImageRequest
 from weightsmith.run.bench.values import Line, Made, Moved, Picture, Preview, Summary, Tell, Which
-from weightsmith.run.corrections import Corrections
+from weightsmith.run.correct.corrections import Corrections
 from weightsmith.stream import Batch, Proposal, Verdict
 
 _BUSY = "wait until it is done and try again"

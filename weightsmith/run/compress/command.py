@@ -19,7 +19,7 @@ from weightsmith.run.compress.models import Workshop
 from weightsmith.run.compress.record import OPTIMIZED, finished
 from weightsmith.run.compress.report import FILES, evaluated_run, model_rows
 from weightsmith.run.compress.study import AGREEMENT, FAITHFULNESS, study
-from weightsmith.run.evaluation import FIGURE, METRICS, PAGE, TABLE
+from weightsmith.run.evaluate.evaluation import FIGURE, METRICS, PAGE, TABLE
 from weightsmith.run.folder import existing_runs
 from weightsmith.run.job import check_device
 from weightsmith.run.options.compress import CompressOptions

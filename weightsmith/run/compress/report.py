@@ -19,7 +19,7 @@ from weightsmith.run.cells import columns, stored, told
 from weightsmith.run.compress.baseline import Baseline
 from weightsmith.run.compress.record import Optimized, finished
 from weightsmith.run.compress.study import AGREEMENT, FAITHFULNESS
-from weightsmith.run.evaluation import Evaluated, evaluated
+from weightsmith.run.evaluate.evaluation import Evaluated, evaluated
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.options.compress import CompressOptions
 from weightsmith.run.options.evaluate import EvaluateOptions

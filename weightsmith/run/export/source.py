@@ -17,9 +17,9 @@ from weightsmith.files import read_csv, user_path
 from weightsmith.models import Model, load, registered_by, wrapper_of
 from weightsmith.models.preprocess import Features
 from weightsmith.run.cards import classifier_card, facts_card, licence_of
-from weightsmith.run.fact_run import of_auto
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.job import check_device
+from weightsmith.run.knowledge.fact_run import of_auto
 from weightsmith.run.options.correct import RunOptions
 from weightsmith.run.options.export import ExportOptions
 from weightsmith.run.options.files import read_yaml

@@ -18,7 +18,8 @@ from weightsmith.locate import ImageCases, grids
 from weightsmith.locate.forecast import sweep_cost
 from weightsmith.models import Model, load
 from weightsmith.report.plots import MOST_CELLS_WITH_TEXT
-from weightsmith.run.baseline import KIN, opened, stem_of
+from weightsmith.run.correct.baseline import KIN, opened, stem_of
+from weightsmith.run.correct.pipeline import check_options, fingerprint, folder_of, stages_of
 from weightsmith.run.editing import AUTO
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
@@ -26,7 +27,6 @@ from weightsmith.run.forecast.parts import WORDS, Drawing, figures, held_by, loa
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.job import TRAIN_DEFAULTS, check_device, image_size_of, new_model, train_options
 from weightsmith.run.options.correct import BaselineOptions, RunOptions
-from weightsmith.run.pipeline import check_options, fingerprint, folder_of, stages_of
 from weightsmith.run.session import would_fill
 
 _COUNTS = 3
@@ -44,7 +44,7 @@ _STEPS = 25
 
 
 def run(options: RunOptions) -> Plan:
-    """What `weightsmith.run.pipeline.run` would do. Raises as it does, where that shows without running the network."""
+    """What `weightsmith.run.correct.pipeline.run` would do. Raises as it does, where that shows without running the network."""
     started = time.perf_counter()
     check_options(options)
     folder = folder_of(options)
@@ -85,7 +85,7 @@ def run(options: RunOptions) -> Plan:
 
 
 def baseline(options: BaselineOptions) -> Plan:
-    """What `weightsmith.run.baseline.baseline` would do. Raises as it does, where that shows beforehand."""
+    """What `weightsmith.run.correct.baseline.baseline` would do. Raises as it does, where that shows beforehand."""
     started = time.perf_counter()
     device = check_device(options.device)
     source, split, recipe = opened(options, blank=True)

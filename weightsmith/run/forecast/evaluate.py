@@ -7,12 +7,12 @@ from collections.abc import Sequence
 
 from weightsmith.files import user_path
 from weightsmith.measure.latency import LEAST_ROUNDS
-from weightsmith.run.contenders import contenders, held_out_of
-from weightsmith.run.evaluate import KIN, check_options, placed
+from weightsmith.run.evaluate.command import KIN, check_options, placed
+from weightsmith.run.evaluate.contenders import contenders, held_out_of
+from weightsmith.run.evaluate.measured import BATCH_SIZES
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
 from weightsmith.run.forecast.parts import Drawing, figures, held_by, loading, scoring
 from weightsmith.run.forecast.plan import Plan, Step
-from weightsmith.run.measured import BATCH_SIZES
 from weightsmith.run.options.evaluate import EvaluateOptions
 from weightsmith.run.session import would_fill
 
@@ -21,7 +21,7 @@ EVALUATED = Drawing(panels=6)
 
 
 def evaluate(options: EvaluateOptions) -> Plan:
-    """What `weightsmith.run.evaluate.evaluate` would do. Raises as it does."""
+    """What `weightsmith.run.evaluate.command.evaluate` would do. Raises as it does."""
     started = time.perf_counter()
     options = placed(options)
     check_options(options)

@@ -15,16 +15,16 @@ from weightsmith.edit.reading import without_repeats
 from weightsmith.files import default_cache_dir, user_path
 from weightsmith.models import Model, create_language, load, presets
 from weightsmith.request import TextRequest
-from weightsmith.run.edit import KIN, check_options, check_reads_text, editor_of, stem_of
-from weightsmith.run.fact_run import FACTS, world_of
-from weightsmith.run.fact_run import KIN as FACTS_KIN
-from weightsmith.run.facts import PRESET
 from weightsmith.run.forecast.correct import solving
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
 from weightsmith.run.forecast.parts import WORDS, loading, passes
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.job import check_device
-from weightsmith.run.language import Kept, facts_of, of_name
+from weightsmith.run.knowledge.edit import KIN, check_options, check_reads_text, editor_of, stem_of
+from weightsmith.run.knowledge.fact_run import FACTS, world_of
+from weightsmith.run.knowledge.fact_run import KIN as FACTS_KIN
+from weightsmith.run.knowledge.facts import PRESET
+from weightsmith.run.knowledge.language import Kept, facts_of, of_name
 from weightsmith.run.options.folder import FolderOptions
 from weightsmith.run.options.knowledge import EditOptions, FactsOptions
 from weightsmith.run.session import would_fill
@@ -64,14 +64,14 @@ class Language:
 
 
 def facts(options: FactsOptions) -> Plan:
-    """What `weightsmith.run.fact_run.facts` would do. Raises as it does."""
+    """What `weightsmith.run.knowledge.fact_run.facts` would do. Raises as it does."""
     folder = would_fill(options, FACTS_KIN, FACTS)
     found = untrained(options.seed, (folder.path / "recall.json").exists() and not options.overwrite)
     return Plan(command="facts", steps=found.steps, folder=folder.path, weights=found.pace.weights, notes=[HOW])
 
 
 def edit(options: EditOptions) -> Plan:
-    """What `weightsmith.run.edit.edit` would do. Raises as it does, where that shows beforehand."""
+    """What `weightsmith.run.knowledge.edit.edit` would do. Raises as it does, where that shows beforehand."""
     check_options(options)
     folder = would_fill(options, KIN, stem_of(options))
     found = language(options.model, options)

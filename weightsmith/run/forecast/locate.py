@@ -25,9 +25,10 @@ from weightsmith.run.folder import RunFolder
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
 from weightsmith.run.forecast.parts import Drawing, figures, loading, passes, training
 from weightsmith.run.forecast.plan import Plan, Step
-from weightsmith.run.inputs import Chosen, check_auto, image_cases, part_of, prompt_cases, short
 from weightsmith.run.job import check_device
-from weightsmith.run.locate import COMMANDS, KIN, check_options
+from weightsmith.run.locate.command import COMMANDS, KIN, check_options
+from weightsmith.run.locate.inputs import Chosen, check_auto, image_cases, part_of, prompt_cases, short
+from weightsmith.run.locate.places import memory_of, places_of
 from weightsmith.run.options.locate import (
     AttributionOptions,
     DrawnOptions,
@@ -36,7 +37,6 @@ from weightsmith.run.options.locate import (
     PatchOptions,
     SweepOptions,
 )
-from weightsmith.run.places import memory_of, places_of
 from weightsmith.run.session import would_fill
 from weightsmith.site import Site
 from weightsmith.train import TrainOptions
@@ -46,7 +46,7 @@ _EXAMPLES = 64
 
 
 def locate(options: LocateOptions) -> Plan:
-    """What `weightsmith.run.locate.locate` would do. Raises as it does, where that shows without running the network."""
+    """What `run.locate.command.locate` would do. Raises as it does, where that shows without running the network."""
     command, _ = COMMANDS[type(options)]
     check_options(options)
     folder = would_fill(options, KIN, f"{user_path(options.data_path).stem}-{command}")
@@ -57,7 +57,7 @@ def locate(options: LocateOptions) -> Plan:
     assert isinstance(options, SweepOptions)
     if model.family.reads == "text":
         if isinstance(options, PatchOptions):
-            from weightsmith.run.inputs import cases_of
+            from weightsmith.run.locate.inputs import cases_of
 
             cases_of(options, model)  # says that pairs are of images
         examples: Cases = prompt_cases(options, model)

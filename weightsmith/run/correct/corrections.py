@@ -26,9 +26,9 @@ from weightsmith.run.cards import classifier_card
 from weightsmith.run.editing import AUTO, editor_options, layers_for, methods_for
 from weightsmith.run.folder import RunFolder, existing_runs
 from weightsmith.run.job import Job, check_split, save_indices
+from weightsmith.run.knowledge.streaming import as_one
 from weightsmith.run.options.correct import RunOptions
 from weightsmith.run.options.files import read_yaml
-from weightsmith.run.streaming import as_one
 from weightsmith.run.tables import EDIT_COLUMNS, edit_log_name, edit_rows
 from weightsmith.stream import Journal, ReplayOptions, Stream, Trust, TrustOptions, settings_of
 

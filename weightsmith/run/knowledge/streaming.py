@@ -20,7 +20,7 @@ from weightsmith.files import user_path, write_csv
 from weightsmith.models import Model
 from weightsmith.report.words import class_name
 from weightsmith.request import ImageRequest, TextRequest
-from weightsmith.run.language import Kept
+from weightsmith.run.knowledge.language import Kept
 from weightsmith.run.options.knowledge import EditOptions
 from weightsmith.stream import Batch, Journal, ReplayOptions, Stream, Trust, TrustOptions, replay_for, settings_of
 

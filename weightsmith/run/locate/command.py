@@ -17,7 +17,10 @@ from weightsmith.files import user_path, write_csv, write_json, write_text
 from weightsmith.models import Model
 from weightsmith.run.findings import Findings
 from weightsmith.run.folder import RunFolder
-from weightsmith.run.inputs import trained_model
+from weightsmith.run.locate.inputs import trained_model
+from weightsmith.run.locate.places import check_places
+from weightsmith.run.locate.screening import attribute_findings, screen_findings
+from weightsmith.run.locate.sweeping import swept
 from weightsmith.run.options.locate import (
     AttributionOptions,
     LocateOptions,
@@ -27,10 +30,7 @@ from weightsmith.run.options.locate import (
     TraceOptions,
 )
 from weightsmith.run.outcome import Outcome
-from weightsmith.run.places import check_places
-from weightsmith.run.screening import attribute_findings, screen_findings
 from weightsmith.run.session import Kin, at_least, session
-from weightsmith.run.sweeping import swept
 
 _log = logging.getLogger(__name__)
 

@@ -16,13 +16,13 @@ from weightsmith.files import user_path
 from weightsmith.measure import misclassified
 from weightsmith.models import Model
 from weightsmith.request import ImageRequest, Request
-from weightsmith.run.benches import ImageBench, TextBench, permuted
-from weightsmith.run.draws import Draws, Plan, drawn_again, matched, named_apart, plan_file
-from weightsmith.run.fact_run import FACTS, of_auto
+from weightsmith.run.compare.benches import ImageBench, TextBench, permuted
+from weightsmith.run.compare.draws import Draws, Plan, drawn_again, matched, named_apart, plan_file
 from weightsmith.run.folder import RunFolder
-from weightsmith.run.inputs import EMBEDDED, embedded_model
 from weightsmith.run.job import check_device
-from weightsmith.run.language import Kept, facts_of, of_name
+from weightsmith.run.knowledge.fact_run import FACTS, of_auto
+from weightsmith.run.knowledge.language import Kept, facts_of, of_name
+from weightsmith.run.locate.inputs import EMBEDDED, embedded_model
 from weightsmith.run.options.ablate import AblateOptions
 from weightsmith.run.options.knowledge import BenchOptions, CompareOptions
 from weightsmith.run.recorded import recorded_split

@@ -16,8 +16,8 @@ from weightsmith.delta import weights_hash
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import cause_of, default_cache_dir, explained, user_path
 from weightsmith.models import Model, load
-from weightsmith.run.facts import fact_model
 from weightsmith.run.job import check_device
+from weightsmith.run.knowledge.facts import fact_model
 from weightsmith.run.options.folder import FolderOptions
 from weightsmith.run.options.knowledge import FactsOptions
 from weightsmith.run.outcome import Outcome

@@ -10,9 +10,9 @@ from weightsmith.models import Model
 from weightsmith.report import located
 from weightsmith.run.findings import Findings
 from weightsmith.run.folder import RunFolder
-from weightsmith.run.inputs import cases_of, chosen_images
+from weightsmith.run.locate.inputs import cases_of, chosen_images
+from weightsmith.run.locate.places import add_sweep, goes_on, memory_of, places_of
 from weightsmith.run.options.locate import AttributionOptions, PatchAttributionOptions
-from weightsmith.run.places import add_sweep, goes_on, memory_of, places_of
 
 
 def screen_findings(options: AttributionOptions, model: Model, folder: RunFolder) -> Findings:

@@ -16,9 +16,9 @@ from weightsmith.models import Model
 from weightsmith.report import located
 from weightsmith.run.findings import Findings
 from weightsmith.run.folder import RunFolder
-from weightsmith.run.inputs import Chosen, cases_of
+from weightsmith.run.locate.inputs import Chosen, cases_of
+from weightsmith.run.locate.places import add_sweep, goes_on, memory_of, of_flag, places_of
 from weightsmith.run.options.locate import PatchOptions, TraceOptions
-from weightsmith.run.places import add_sweep, goes_on, memory_of, of_flag, places_of
 from weightsmith.site import Site
 
 

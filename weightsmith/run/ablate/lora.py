@@ -24,9 +24,9 @@ from weightsmith.measure.intervals import proportion
 from weightsmith.models import Model
 from weightsmith.report.ablation import lora_rank_vs_metrics
 from weightsmith.request import ImageRequest, Request, TextRequest
-from weightsmith.run.ablating import Ablated, Ablation, Rows, terminal_table
+from weightsmith.run.ablate.ablation import Ablated, Ablation, Rows, terminal_table
+from weightsmith.run.ablate.trials import Setting, Trial
 from weightsmith.run.options.ablate import AblateLoraOptions
-from weightsmith.run.trials import Setting, Trial
 
 _log = logging.getLogger(__name__)
 

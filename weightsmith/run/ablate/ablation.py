@@ -18,11 +18,11 @@ from weightsmith.edit.preserved import Preserved
 from weightsmith.files import user_path
 from weightsmith.report.words import number
 from weightsmith.request import Request
-from weightsmith.run.benches import ImageBench, TextBench
+from weightsmith.run.ablate.trials import Setting, Trial
 from weightsmith.run.cells import key_of
-from weightsmith.run.draws import Plan
+from weightsmith.run.compare.benches import ImageBench, TextBench
+from weightsmith.run.compare.draws import Plan
 from weightsmith.run.options.ablate import AblateOptions
-from weightsmith.run.trials import Setting, Trial
 
 Rows = list[dict[str, object]]
 

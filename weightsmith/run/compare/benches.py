@@ -18,8 +18,8 @@ from weightsmith.evaluate import KnowledgeAnswers, answer, editing, headline, kn
 from weightsmith.measure import Interval, Predictions
 from weightsmith.models import Model
 from weightsmith.request import ImageRequest, Request, TextRequest
-from weightsmith.run.draws import Draws
-from weightsmith.run.language import Kept
+from weightsmith.run.compare.draws import Draws
+from weightsmith.run.knowledge.language import Kept
 
 _WRITING, _TEXT_TOKENS = 16, 60
 """Requests of a batch from which the model writes by itself, and how many tokens: writing takes most of the time."""

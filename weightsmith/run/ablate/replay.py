@@ -15,10 +15,10 @@ from weightsmith.edit.reading import Contexts, corrections_of
 from weightsmith.measure.intervals import proportion
 from weightsmith.report.ablation import forgetting_curves, replay_figure
 from weightsmith.request import Request
-from weightsmith.run.ablating import Ablated, Ablation, Rows, terminal_table
+from weightsmith.run.ablate.ablation import Ablated, Ablation, Rows, terminal_table
+from weightsmith.run.ablate.trials import Setting, Trial, titled
 from weightsmith.run.cells import columns, failures
 from weightsmith.run.options.ablate import AblateReplayOptions
-from weightsmith.run.trials import Setting, Trial, titled
 from weightsmith.stream import ReplayOptions, Stream
 
 _log = logging.getLogger(__name__)

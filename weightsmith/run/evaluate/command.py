@@ -8,7 +8,7 @@ from weightsmith.errors import WeightsmithError
 from weightsmith.files import user_path
 from weightsmith.measure.latency import LEAST_ROUNDS
 from weightsmith.report.evaluation_page import CLASSES
-from weightsmith.run.evaluation import FIGURE, METRICS, PAGE, TABLE, evaluated
+from weightsmith.run.evaluate.evaluation import FIGURE, METRICS, PAGE, TABLE, evaluated
 from weightsmith.run.options.evaluate import EvaluateOptions
 from weightsmith.run.outcome import Outcome
 from weightsmith.run.session import Kin, at_least, distinct, session

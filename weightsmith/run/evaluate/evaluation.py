@@ -19,9 +19,9 @@ from weightsmith.models import Model
 from weightsmith.report.evaluation import evaluation_figure
 from weightsmith.report.evaluation_page import CLASSES, EvaluationInputs, Section, build_evaluation, evaluated_table
 from weightsmith.run.cells import stored
-from weightsmith.run.contenders import contenders, held_out_of
+from weightsmith.run.evaluate.contenders import contenders, held_out_of
+from weightsmith.run.evaluate.measured import BATCH_SIZES, CENTRE, Measured, answers, timed
 from weightsmith.run.folder import RunFolder
-from weightsmith.run.measured import BATCH_SIZES, CENTRE, Measured, answers, timed
 from weightsmith.run.options.evaluate import EvaluateOptions
 from weightsmith.run.outcome import Outcome
 

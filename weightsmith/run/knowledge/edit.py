@@ -27,15 +27,15 @@ from weightsmith.files import user_path, write_csv, write_json
 from weightsmith.models import Model, save
 from weightsmith.request import TextRequest
 from weightsmith.run.cards import facts_card
-from weightsmith.run.edit_page import PAGE, write_page
 from weightsmith.run.editing import check_layer_flags
-from weightsmith.run.fact_run import of_auto
 from weightsmith.run.folder import RunFolder
-from weightsmith.run.language import Kept, facts_of, of_name
+from weightsmith.run.knowledge.fact_run import of_auto
+from weightsmith.run.knowledge.language import Kept, facts_of, of_name
+from weightsmith.run.knowledge.page import PAGE, write_page
+from weightsmith.run.knowledge.streaming import as_one, check, fill, in_force, stream_of
 from weightsmith.run.options.knowledge import EditOptions
 from weightsmith.run.outcome import Outcome
 from weightsmith.run.session import Kin, at_least, distinct, session
-from weightsmith.run.streaming import as_one, check, fill, in_force, stream_of
 from weightsmith.run.tables import ANSWER_COLUMNS, delta_name, edit_log_name, edit_rows
 
 _log = logging.getLogger(__name__)

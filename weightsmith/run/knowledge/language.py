@@ -21,8 +21,8 @@ from weightsmith.files import user_path
 from weightsmith.measure import Interval
 from weightsmith.models import Model, load
 from weightsmith.request import TextRequest
-from weightsmith.run.fact_run import FACTS, world_of
 from weightsmith.run.job import check_device
+from weightsmith.run.knowledge.fact_run import FACTS, world_of
 
 _log = logging.getLogger(__name__)
 

@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from weightsmith.delta import weights_hash
 from weightsmith.errors import WeightsmithError
-from weightsmith.run.benches import ImageBench, TextBench, options_of
-from weightsmith.run.draws import PLAN, REQUESTS, Plan, signed, write_requests
+from weightsmith.run.compare.benches import ImageBench, TextBench, options_of
+from weightsmith.run.compare.draws import PLAN, REQUESTS, Plan, signed, write_requests
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.options.knowledge import BenchOptions
 from weightsmith.run.spread import CELL_THREADS, Settings

@@ -11,12 +11,12 @@ from weightsmith.files import user_path
 from weightsmith.models import Model
 from weightsmith.report.comparison import MEASURES as COMPARED
 from weightsmith.request import TextRequest
-from weightsmith.run.ablate import KIN as ABLATE_KIN
-from weightsmith.run.ablate import WAYS
-from weightsmith.run.ablate import check_options as check_ablation
-from weightsmith.run.benching import METHODS, earlier_of, parts_of, sweep_of
+from weightsmith.run.ablate.command import KIN as ABLATE_KIN
+from weightsmith.run.ablate.command import WAYS
+from weightsmith.run.ablate.command import check_options as check_ablation
 from weightsmith.run.cells import file_of
-from weightsmith.run.compare import KIN, check_options
+from weightsmith.run.compare.benching import METHODS, earlier_of, parts_of, sweep_of
+from weightsmith.run.compare.command import KIN, check_options
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.forecast.correct import solving
 from weightsmith.run.forecast.knowledge import answering, aside_of, language, moments_of, preserved_passes
@@ -24,9 +24,9 @@ from weightsmith.run.forecast.locate import embedded
 from weightsmith.run.forecast.pace import HOW, Pace, pace_of
 from weightsmith.run.forecast.parts import Drawing, figures, loading, passes, scoring
 from weightsmith.run.forecast.plan import Plan, Step
-from weightsmith.run.inputs import EMBEDDED
 from weightsmith.run.job import check_device
-from weightsmith.run.language import Kept, facts_of, of_name
+from weightsmith.run.knowledge.language import Kept, facts_of, of_name
+from weightsmith.run.locate.inputs import EMBEDDED
 from weightsmith.run.options.ablate import AblateLoraOptions, AblateOptions, AblateReplayOptions
 from weightsmith.run.options.knowledge import BenchOptions, CompareOptions
 from weightsmith.run.session import would_fill
@@ -68,7 +68,7 @@ class _Bench:
 
 
 def compare(options: CompareOptions) -> Plan:
-    """What `weightsmith.run.compare.compare` would do. Raises as it does, where that shows beforehand."""
+    """What `weightsmith.run.compare.command.compare` would do. Raises as it does, where that shows beforehand."""
     check_options(options)
     stem = "again" if options.requests is not None else user_path(options.data_path).stem
     folder = would_fill(options, KIN, f"{stem}-compare")
@@ -89,7 +89,7 @@ def compare(options: CompareOptions) -> Plan:
 
 
 def ablate(options: AblateOptions) -> Plan:
-    """What `weightsmith.run.ablate.ablate` would do. Raises as it does, where that shows beforehand."""
+    """What `weightsmith.run.ablate.command.ablate` would do. Raises as it does, where that shows beforehand."""
     check_ablation(options)
     way, _ = WAYS[type(options)]
     folder = would_fill(options, ABLATE_KIN, f"{user_path(options.data_path).stem}-ablate-{way}")

@@ -17,13 +17,13 @@ from weightsmith.edit import editors
 from weightsmith.effects import Effects
 from weightsmith.errors import WeightsmithError, did_you_mean, near_path
 from weightsmith.files import read_csv, user_path
+from weightsmith.run.correct.page import write_report
+from weightsmith.run.correct.stages import STAGES
 from weightsmith.run.editing import AUTO, check_layer_flags
 from weightsmith.run.folder import RunFolder, new_name, require_run
 from weightsmith.run.job import TRAIN_DEFAULTS, Job, check_device, train_options
 from weightsmith.run.options.correct import STAGE_NAMES, RunOptions
 from weightsmith.run.outcome import Outcome
-from weightsmith.run.page import write_report
-from weightsmith.run.stages import STAGES
 from weightsmith.run.stored import check_asked, check_stored, check_strangers
 from weightsmith.run.tables import numbers
 from weightsmith.run.tracking import check_tracking, tracking

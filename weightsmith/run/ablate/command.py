@@ -13,19 +13,19 @@ from weightsmith.edit.lora_native import LoRAOptions
 from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.files import user_path, write_csv, write_json, write_text
 from weightsmith.report.ablation_page import AblationInputs, build_ablation
-from weightsmith.run.ablate_lora import LoraAblation
-from weightsmith.run.ablate_replay import ReplayAblation
-from weightsmith.run.ablating import Ablation
-from weightsmith.run.benches import ImageBench
-from weightsmith.run.benching import batch_of
-from weightsmith.run.draws import PLAN, REQUESTS
+from weightsmith.run.ablate.ablation import Ablation
+from weightsmith.run.ablate.lora import LoraAblation
+from weightsmith.run.ablate.replay import ReplayAblation
+from weightsmith.run.ablate.trials import Trial, run_trials, titled
+from weightsmith.run.compare.benches import ImageBench
+from weightsmith.run.compare.benching import batch_of
+from weightsmith.run.compare.draws import PLAN, REQUESTS
+from weightsmith.run.compare.planned import check_planned, planned
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.options.ablate import AblateLoraOptions, AblateOptions, AblateReplayOptions
 from weightsmith.run.outcome import PARTLY, Outcome
-from weightsmith.run.planned import check_planned, planned
 from weightsmith.run.session import Kin, at_least, distinct, flag, session
 from weightsmith.run.spread import Measure, check_folder, check_spread, settings_of, to_redo
-from weightsmith.run.trials import Trial, run_trials, titled
 
 PAGE = "report.html"
 

@@ -17,14 +17,14 @@ from weightsmith.errors import WeightsmithError, did_you_mean
 from weightsmith.files import user_path, write_csv, write_json, write_text
 from weightsmith.report.comparison import comparison_figures, comparison_table
 from weightsmith.report.comparison_page import ComparisonInputs, build_comparison, shown_table
-from weightsmith.run.benches import ImageBench, TextBench
-from weightsmith.run.benching import METHODS, bench_of
 from weightsmith.run.cells import Cell, failures, file_of, key_of
-from weightsmith.run.draws import PLAN, REQUESTS, Plan
+from weightsmith.run.compare.benches import ImageBench, TextBench
+from weightsmith.run.compare.benching import METHODS, bench_of
+from weightsmith.run.compare.draws import PLAN, REQUESTS, Plan
+from weightsmith.run.compare.planned import check_planned, planned
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.options.knowledge import CompareOptions
 from weightsmith.run.outcome import PARTLY, Outcome
-from weightsmith.run.planned import check_planned, planned
 from weightsmith.run.session import Kin, at_least, distinct, session
 from weightsmith.run.spread import (
     Failure,

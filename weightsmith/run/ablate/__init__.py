@@ -1,0 +1,1 @@
+"""One choice of an editor varied: `ablate lora` and `ablate replay`."""

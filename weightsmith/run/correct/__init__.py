@@ -1,0 +1,1 @@
+"""The corrections of an image classifier: `run` with its stages, `baseline`, and the stream of corrections that others fill."""

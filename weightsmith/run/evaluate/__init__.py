@@ -1,0 +1,1 @@
+"""Trained classifiers side by side: `evaluate`, and every command that ends in it."""

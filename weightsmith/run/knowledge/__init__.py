@@ -1,0 +1,1 @@
+"""Facts of language models: `facts` and `edit`, one batch or a stream of them."""

@@ -1,0 +1,1 @@
+"""Where a model decides: `locate trace`, `patch`, `attribution` and `astra`."""
