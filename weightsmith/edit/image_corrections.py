@@ -77,12 +77,13 @@ class ImageCorrections:
 
     def _at_lookup(self, model: Model, key: Site, value: Site) -> tuple[Tensor, Tensor]:
         """(views + 1, E, d) keys and (views + 1, E, width) values."""
-        keys, values = self._recorded(model, [model.lookup(site.kind, site.layer) for site in (key, value)])
-        return keys.flatten(2), values.flatten(2)
+        found = self._recorded(model, [model.lookup(site.kind, site.layer) for site in (key, value)])
+        keys, values = (torch.stack([view.flatten(1) for view in views]) for views in found)
+        return keys, values
 
     @torch.no_grad()
-    def _recorded(self, model: Model, sites: Sequence[Site]) -> list[Tensor]:
-        """(views + 1, E, …) what is at each site."""
+    def _recorded(self, model: Model, sites: Sequence[Site]) -> list[tuple[Tensor, ...]]:
+        """What is at each site, (E, …) for the images themselves and for each view of them."""
 
         def read(images: Tensor) -> list[Tensor]:
             seen = record(model, model.preprocess(images, model.device), sites)
@@ -90,9 +91,10 @@ class ImageCorrections:
 
         fitting = Fitting("images to correct are read")
         views = [
-            [torch.cat(one) for one in zip(*fitting.each(read, [(images,)]), strict=True)] for images in self.images
+            [one[0] if len(one) == 1 else torch.cat(one) for one in zip(*fitting.each(read, [(images,)]), strict=True)]
+            for images in self.images
         ]
-        return [torch.stack(one) for one in zip(*views, strict=True)]
+        return list(zip(*views, strict=True))
 
     def columns(self, layer: int | None) -> list[str]:  # noqa: ARG002  (an image has one row everywhere)
         return [request.name for request in self.requests]
@@ -126,11 +128,11 @@ class ImageCorrections:
                 leads.append(margins(logits, wanted[which]))
             return torch.stack(losses).mean(0), torch.stack(leads).amin(0)
 
-        return descend(present.flatten(2).mean(0), evaluate, options)
+        return descend(torch.stack([view.flatten(1) for view in present]).mean(0), evaluate, options)
 
     def at_head(self, model: Model) -> tuple[Tensor, Tensor]:
         (features,) = self._recorded(model, [model.lookup("classifier.key")])
-        return features.flatten(0, 1).flatten(1), self.targets.to(model.device).repeat(len(self.images))
+        return torch.cat(features).flatten(1), self.targets.to(model.device).repeat(len(self.images))
 
     def loss(self, model: Model, which: Tensor) -> Tensor:
         losses = []
