@@ -27,7 +27,7 @@ from commands import Case, chosen, compared, ended, started, undisturbed
 from rich.console import Console
 from rich.table import Table
 
-from weightsmith.files import write_csv
+from weightsmith.files import read_csv, write_csv
 
 BLOCK = 4096
 """Bytes by which a tmpfs counts."""
@@ -68,11 +68,16 @@ def disk(place: Path) -> Iterator[Path]:
         subprocess.run(["umount", str(place)], check=True)
 
 
+def used(place: Path) -> int:
+    """Bytes that lie on a disk."""
+    stands = os.statvfs(place)
+    return (stands.f_blocks - stands.f_bfree) * stands.f_frsize
+
+
 def grown(place: Path, bytes_: int) -> None:
     """Give a disk room for so many bytes beside what it holds."""
-    stands = os.statvfs(place)
-    used = (stands.f_blocks - stands.f_bfree) * stands.f_frsize
-    subprocess.run(["mount", "-o", f"remount,size={used + bytes_ // BLOCK * BLOCK + BLOCK}", str(place)], check=True)
+    size = used(place) + bytes_ // BLOCK * BLOCK + BLOCK
+    subprocess.run(["mount", "-o", f"remount,size={size}", str(place)], check=True)
 
 
 def written(place: Path) -> int:
@@ -87,6 +92,7 @@ def tried(case: Case, work: Path, stops: int, seed: int, console: Console) -> Ro
     row.kilobytes = total // 1024
     chance, words = random.Random(f"{case.name}/{seed}"), list(case.words)
     said = work / "said.txt"
+    room, held = 0, 0
     with disk(work / "disk") as place:
         if case.begins is not None:
             grown(place, written(case.begins) + 64 * BLOCK)
@@ -113,7 +119,10 @@ def tried(case: Case, work: Path, stops: int, seed: int, console: Console) -> Ro
                 for path in left:
                     shutil.rmtree(path, ignore_errors=True) if path.is_dir() else path.unlink(missing_ok=True)
             words = case.typed(place / "runs")
-            grown(place, chance.randrange(2 * total // stops))
+            # Where nothing was finished, the same room and more: a file larger than one draw would never fit.
+            room = (room if used(place) <= held else 0) + chance.randrange(2 * total // stops)
+            held = max(held, used(place))
+            grown(place, room)
         else:
             row.failed += 1
         wrong, left_over = compared(whole, place)
@@ -123,6 +132,13 @@ def tried(case: Case, work: Path, stops: int, seed: int, console: Console) -> Ro
             shutil.copytree(place, work / f"kept-{case.name.replace(' ', '-')}", dirs_exist_ok=True)
     row.places = sorted(set(row.places))
     return row
+
+
+def kept(rows: list[Row], out: Path) -> None:
+    """Write what is known so far; rows of commands that were not asked for stay."""
+    names = {row.command for row in rows}
+    before = [row for row in read_csv(out) if row["command"] not in names] if out.exists() else []
+    write_csv(out, [*before, *({**vars(row), "places": json.dumps(row.places)} for row in rows)])
 
 
 def main() -> None:
@@ -141,13 +157,12 @@ def main() -> None:
         console.print(
             f"{case.name}: full {row.full} times, {row.untold} untold, {row.left} left, {row.differing} differ"
         )
+        kept(rows, given.out)
     shown = ("command", "kilobytes", "files", "full", "untold", "left", "differing", "failed")
     table = Table(*shown, box=None)
     for row in rows:
         table.add_row(*(str(getattr(row, name)) for name in shown))
     console.print(table)
-    if not given.commands:
-        write_csv(given.out, [{**vars(row), "places": json.dumps(row.places)} for row in rows])
 
 
 if __name__ == "__main__":
