@@ -107,6 +107,16 @@ def test_a_full_disk_under_a_safetensors_file_is_told(tmp_path: Path) -> None:
         raise SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)")
 
 
+@pytest.mark.parametrize(
+    "words",
+    ["basic_ios::clear: iostream error", "PytorchStreamWriter failed writing file data/0: file write failed"],
+)
+def test_a_full_disk_under_a_checkpoint_is_told(tmp_path: Path, words: str) -> None:
+    """The errors are word for word what torch.save raised on a tmpfs, at the end of a file and in its middle."""
+    with pytest.raises(WeightsmithError, match="is full"), atomic_path(tmp_path / "checkpoint.pt"):
+        raise RuntimeError(words)
+
+
 def test_a_safetensors_file_has_the_rights_that_any_other_file_gets(tmp_path: Path) -> None:
     with atomic_path(tmp_path / "delta.safetensors") as temporary:
         save_file({"a": torch.zeros(1)}, temporary)

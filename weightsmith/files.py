@@ -25,8 +25,14 @@ from weightsmith.errors import WeightsmithError, near_path
 
 _LONGEST_CAUSE = 300
 """Characters of another library's words in a sentence: some of them quote what they read."""
+_SENSELESS = (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RecursionError)
+DAMAGED = (OSError, *_SENSELESS)
+"""What reading a file of JSON, and taking it apart, ends in where it is damaged or of another kind."""
 CHUNK = 2 * 2**20
 """Bytes moved at a time when a file is streamed."""
+
+_FULL = ("No space left", "unexpected pos", "failed writing file", "iostream error")
+"""Words of safetensors and of torch.save."""
 
 _ABANDONED_AFTER = 24 * 3600
 """Seconds after which nobody is writing a temporary file any more."""
@@ -271,7 +277,7 @@ def understood(path: Path | str, remedy: str = "write it again") -> Iterator[Non
     """
     try:
         yield
-    except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError, RuntimeError, RecursionError) as error:
+    except (*_SENSELESS, RuntimeError) as error:
         what = f"it lacks {error}" if isinstance(error, KeyError) else cause_of(error)
         raise WeightsmithError(f"{path} is damaged ({what}): {remedy}") from error
 
@@ -334,7 +340,13 @@ def disk_is_full(error: Exception) -> bool:
     if isinstance(error, OSError):
         return error.errno in full
     # The libraries below safetensors and torch.save tell of it in words, in exceptions of their own.
-    signs = (*(f"os error {number}" for number in full), "No space left", "unexpected pos", "failed writing file")
+    signs = (
+        *(f"os error {number}" for number in full),
+        "No space left",
+        "unexpected pos",
+        "failed writing file",
+        "iostream error",
+    )
     return any(sign in str(error) for sign in signs)
 
 

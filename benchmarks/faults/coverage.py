@@ -31,6 +31,11 @@ READERS = (
     "tiff",
     "palette gif",
     "parquet",
+    "adapter weights",
+    "journal's tensors",
+    "kept tensors",
+    "split indices",
+    "training",
 )
 """Those of tests/fuzz/readers.py whose files are binary."""
 

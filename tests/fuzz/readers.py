@@ -17,23 +17,32 @@ from weightsmith.adapters import Adapter, read_adapter, write_adapter
 from weightsmith.data.facts import read_facts
 from weightsmith.data.prompts import read_prompts
 from weightsmith.data.sources import open_data
+from weightsmith.data.split import from_arrays
+from weightsmith.data.tables import open_table
 from weightsmith.delta import Delta
 from weightsmith.edit.hyperparameters import read_hyperparameters
 from weightsmith.effects import Effects
+from weightsmith.errors import WeightsmithError
 from weightsmith.evaluate.examples import Examples, load_examples, save_examples
 from weightsmith.factors import Dense, LowRank
 from weightsmith.locate.astra import Attribution
 from weightsmith.locate.steering import Steering
+from weightsmith.measure import Interval
+from weightsmith.measure.kept import _json_sum, keep_json, keep_tensors, kept_json, kept_tensors
 from weightsmith.merge import Checkpoint
 from weightsmith.merge.mergekit import read_recipe
 from weightsmith.models import load
 from weightsmith.request import ImageRequest, TextRequest, load_requests, save_requests
+from weightsmith.run.ablate.trials import Trial
+from weightsmith.run.cells import Cell
+from weightsmith.run.compare.draws import Plan
 from weightsmith.run.options.correct import RunOptions
 from weightsmith.run.options.files import read_yaml, to_yaml
 from weightsmith.run.recorded import recorded_split
 from weightsmith.site import Site
 from weightsmith.stream import Journal
 from weightsmith.stream.journal import Batch, Edit, _line
+from weightsmith.train import TrainOptions, fit
 
 Writes = Callable[[Path], Path]
 """From an empty folder to the file in it that is to be damaged, the rest lying beside it."""
@@ -302,16 +311,22 @@ def _examples(folder: Path) -> Path:
     return folder / "examples.safetensors"
 
 
+def _network() -> torch.nn.Module:
+    from transformers import ViTConfig, ViTForImageClassification
+
+    config = ViTConfig(
+        image_size=8, patch_size=4, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
+        id2label={0: "cat", 1: "dog"}, label2id={"cat": 0, "dog": 1},
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return ViTForImageClassification(config)
+
+
 def _model(file: str) -> Writes:
     def write(folder: Path) -> Path:
-        from transformers import ViTConfig, ViTForImageClassification, ViTImageProcessor
+        from transformers import ViTImageProcessor
 
-        config = ViTConfig(
-            image_size=8, patch_size=4, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8,
-            id2label={0: "cat", 1: "dog"}, label2id={"cat": 0, "dog": 1},
-        )  # fmt: skip
-        torch.manual_seed(0)
-        ViTForImageClassification(config).save_pretrained(folder / "model")
+        _network().save_pretrained(folder / "model")
         ViTImageProcessor(size={"height": 8, "width": 8}).save_pretrained(folder / "model")
         return folder / "model" / file
 
@@ -332,6 +347,73 @@ def _split(file: str) -> Writes:
         return run / file
 
     return write
+
+
+def _trained(path: Path) -> None:
+    """One epoch where there is no checkpoint, and what the checkpoint holds where there is one."""
+    chance = np.random.default_rng(0)
+    parts = [
+        from_arrays(
+            chance.integers(0, 256, (4, 8, 8, 3), dtype=np.uint8), np.array([0, 1, 0, 1]), ("cat", "dog"), part, part
+        )
+        for part in ("train", "val")
+    ]
+    fit(load(_network()), *parts, TrainOptions(epochs=1, batch_size=4), path, resume=True)
+
+
+def _training(folder: Path) -> Path:
+    _trained(folder / "checkpoint.pt")
+    return folder / "checkpoint.pt"
+
+
+def _kept_tensors(folder: Path) -> Path:
+    keep_tensors(folder / "moment.safetensors", {"sum": torch.ones(3, 3)}, {"format": "sums", "count": 4})
+    return folder / "moment.safetensors"
+
+
+def _kept_json(folder: Path) -> Path:
+    keep_json(folder / "accuracy.json", {"accuracy": [0.5, 0.25], "images": 8})
+    return folder / "accuracy.json"
+
+
+def _json_sealed(content: bytes) -> bytes:
+    """A kept value whose checksum is right."""
+    try:
+        entries = json.loads(content)
+        return json.dumps(entries | {"sum": _json_sum(entries["value"])}).encode()
+    except (ValueError, KeyError, TypeError, RecursionError):
+        return content
+
+
+def _table(folder: Path) -> Path:
+    path = folder / "flowers.csv"
+    path.write_text("petal,sepal,label\n" + "".join(f"{row / 3:.3f},{-row:.1f},{row % 3}\n" for row in range(9)))
+    return path
+
+
+def _comparison(folder: Path) -> Path:
+    Plan(
+        "text", "gpt2", "f" * 64, "facts.json", "p" * 64, "", {"memit": {"layers": [3, 4]}}, (1, 2), (0,),
+        {0: (("a", "1" * 64), ("b", "2" * 64))}, ("a note",),
+    ).save(folder / "comparison.json")  # fmt: skip
+    return folder / "comparison.json"
+
+
+def _cell(folder: Path) -> Path:
+    cell = Cell("memit", 2, 0, "k" * 64, {"efficacy": Interval(1.0, 0.5, 1.0, 4)}, 1.5, 0.1, 1.0)
+    cell.save(folder)
+    return folder / cell.file
+
+
+def _trial(folder: Path) -> Path:
+    Trial({"rank": 4}, "k" * 64, {"efficacy": Interval(1.0, 0.5, 1.0, 4)}, {"kept": 3}, [[(2, 2)]]).save(folder)
+    return next(folder.iterdir())
+
+
+def _or_refused(found: object) -> None:
+    """Of a reader that measures again what it cannot take: not taken is refused."""
+    if found is None:
+        raise WeightsmithError("what was measured before is not taken: it is measured again")
 
 
 def _recorded(path: Path) -> None:
@@ -379,6 +461,14 @@ READERS = (
     Reader("model config", _model("config.json"), lambda path: load(path.parent), 20),
     Reader("model weights", _model("model.safetensors"), lambda path: load(path.parent), 20),
     Reader("preprocessor", _model("preprocessor_config.json"), lambda path: load(path.parent), 20),
+    Reader("training", _training, _trained, 20),
+    Reader("kept tensors", _kept_tensors, lambda path: kept_tensors(path, "sums")),
+    Reader("kept value", _kept_json, lambda path: _or_refused(kept_json(path))),
+    Reader("kept value with its checksum", _kept_json, lambda path: _or_refused(kept_json(path)), seals=_json_sealed),
+    Reader("table", _table, open_table),
+    Reader("comparison", _comparison, Plan.load),
+    Reader("cell", _cell, lambda path: _or_refused(Cell.load(path, "k" * 64))),
+    Reader("trial", _trial, lambda path: _or_refused(Trial.load(path, "k" * 64))),
     Reader("split record", _split("data_split.json"), _recorded),
     Reader("split indices", _split("data_split_indices.npz"), _recorded),
 )

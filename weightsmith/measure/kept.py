@@ -20,7 +20,7 @@ import xxhash
 from torch import Tensor
 
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import cause_of, read_tensors, write_json, write_tensors
+from weightsmith.files import DAMAGED, cause_of, read_tensors, write_json, write_tensors
 
 _JSON = "weightsmith-kept-1"
 _log = logging.getLogger(__name__)
@@ -71,7 +71,7 @@ def kept_json(path: Path) -> Any:
             raise ValueError("it has changed since it was written")
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, RecursionError) as error:
+    except DAMAGED as error:
         _log.warning("%s is damaged and measured again: %s", path, cause_of(error))
         return None
     return entries["value"]

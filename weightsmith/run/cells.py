@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.errors import HeldOutError, WeightsmithError
-from weightsmith.files import disk_is_full, write_json
+from weightsmith.files import DAMAGED, disk_is_full, write_json
 from weightsmith.measure import Interval
 from weightsmith.measure.intervals import NOTHING
 
@@ -65,7 +65,7 @@ class Cell:
             measures = of_lists(entries["measures"])
             numbers = {name: number_of(entries[name]) for name in ("seconds", "update_norm", "reached")}
             return cls(**entries | numbers | {"measures": measures})
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except DAMAGED as error:
             _log.warning("%s is damaged and measured again: %s", path, error)
             return None
 

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from weightsmith.errors import WeightsmithError, did_you_mean
-from weightsmith.files import cause_of
+from weightsmith.files import DAMAGED, cause_of
 from weightsmith.merge.storage.dtypes import KINDS, Array, Kind
 
 _LONGEST_HEADER = 100_000_000
@@ -55,7 +55,7 @@ class SafetensorsFile:
             tensors = {name: _entry(name, entry, 8 + size) for name, entry in header.items()}
             _check_cover(tensors, 8 + size, length)
             metadata = {str(key): str(value) for key, value in metadata.items()}
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, ArithmeticError, RecursionError) as error:
+        except DAMAGED as error:
             raise WeightsmithError(
                 f"{path} is damaged or no safetensors file ({cause_of(error)}): write it again"
             ) from error

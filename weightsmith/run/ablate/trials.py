@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Protocol
 
-from weightsmith.files import write_json
+from weightsmith.files import DAMAGED, write_json
 from weightsmith.measure import Interval
 from weightsmith.run.cells import as_lists, columns, number_of, of_lists, stored, told
 from weightsmith.run.spread import Failure, Settings, Sweep, each, kept_failure
@@ -76,7 +76,7 @@ class Trial:
                 held=[[(int(edits), int(held)) for edits, held in after] for after in entries["held"]],
                 error=str(entries["error"]),
             )
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, IndexError) as error:
+        except DAMAGED as error:
             _log.warning("%s is damaged and measured again: %s", path, error)
             return None
 

@@ -11,7 +11,7 @@ from weightsmith.data.artificial import tasks
 from weightsmith.data.split import Source, Split
 from weightsmith.data.tables import open_table, write_table
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import user_path, write_json
+from weightsmith.files import DAMAGED, user_path, write_json
 from weightsmith.run.cells import key_of
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.options.artificial import ArtificialOptions
@@ -78,7 +78,7 @@ def read_data(options: ArtificialOptions, folder: RunFolder) -> tuple[Task, Task
         keys = [entry["key"] for entry in recorded]
     except FileNotFoundError:
         raise WeightsmithError(f"{record} is missing: run --stage data first") from None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DAMAGED as error:
         raise WeightsmithError(f"{record} is damaged: run --stage data --overwrite") from error
     found = _opened(options, folder)
     for task, key in zip(found, keys, strict=True):

@@ -16,7 +16,7 @@ from torch import Tensor
 from weightsmith import report
 from weightsmith.delta import weights_hash
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import atomic_folder, user_path, write_csv, write_json
+from weightsmith.files import DAMAGED, atomic_folder, user_path, write_csv, write_json
 from weightsmith.merge.checkpoint import Checkpoint
 from weightsmith.models import Model, load, registered_by, save
 from weightsmith.models.heads import backbone_names, head_names
@@ -216,7 +216,7 @@ def _is_finished(place: Path, key: str) -> bool:
     try:
         record = json.loads((place / RECORD).read_text(encoding="utf-8"))
         same = record["key"] == key
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DAMAGED as error:
         raise WeightsmithError(f"{place / RECORD} is damaged: give --overwrite to train again") from error
     if not same:
         raise WeightsmithError(

@@ -12,7 +12,7 @@ from typing import Any, cast
 
 from weightsmith import __version__, report
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import read_csv, write_csv, write_json, write_text
+from weightsmith.files import DAMAGED, read_csv, write_csv, write_json, write_text
 from weightsmith.merge.task_vector import TaskVector
 from weightsmith.merge.vectors.operations import Mode, Operation
 from weightsmith.models import Model
@@ -235,7 +235,7 @@ def _kept(place: Any, key: str) -> Rows | None:
         return cast(Rows, entries["rows"]) if entries["key"] == key else None
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DAMAGED as error:
         _log.warning("%s is damaged and measured again: %s", place, error)
         return None
 

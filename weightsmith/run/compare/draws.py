@@ -12,7 +12,7 @@ from typing import Any
 
 from weightsmith.data.facts import read_facts, write_facts
 from weightsmith.errors import WeightsmithError, perhaps
-from weightsmith.files import cause_of, user_path, write_json
+from weightsmith.files import DAMAGED, cause_of, user_path, write_json
 from weightsmith.request import Request, TextRequest
 
 _log = logging.getLogger(__name__)
@@ -74,7 +74,7 @@ class Plan:
                 for seed, drawn in entries["draws"].items()
             }
             return cls(**entries)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        except DAMAGED as error:
             raise WeightsmithError(
                 f"{path} cannot be read ({cause_of(error)}): give the comparison.json of a comparison, or its run folder"
             ) from error

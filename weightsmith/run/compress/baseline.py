@@ -17,7 +17,7 @@ from weightsmith.data.split import Source, Split, info
 from weightsmith.data.tiny_imagenet import is_tiny_imagenet
 from weightsmith.delta import weights_hash
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import atomic_folder, user_path, write_csv, write_json
+from weightsmith.files import DAMAGED, atomic_folder, user_path, write_csv, write_json
 from weightsmith.models import Model, load, registered_by, save
 from weightsmith.prune import shape_of
 from weightsmith.run.cells import key_of
@@ -274,7 +274,7 @@ def _record_of(place: Path) -> dict[str, Any] | None:
         known = record["format"] == _FORMAT and {"key", "split", "notes", "origin"} <= record.keys()
     except FileNotFoundError:
         return None
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except DAMAGED as error:
         raise WeightsmithError(
             f"{place / RECORD} is damaged ({error}), so nobody knows what the baseline was trained on: give --overwrite"
         ) from error

@@ -11,6 +11,7 @@ from typing import Any
 
 from weightsmith.circuit import Kept, Shape
 from weightsmith.errors import WeightsmithError
+from weightsmith.files import DAMAGED
 from weightsmith.measure import Interval
 from weightsmith.run.cells import stored
 
@@ -69,7 +70,7 @@ class Optimized:
             numbers: dict[str, Any] = {name: math.nan if one is None else one for name, one in entries["kl"].items()}
             values = {"kept": Kept.from_json(entries["kept"]), "whole": Shape(**whole), "kl": Interval(**numbers)}
             return cls(**entries | values)
-        except (OSError, ValueError, KeyError, TypeError, AttributeError, WeightsmithError) as error:
+        except (*DAMAGED, WeightsmithError) as error:
             _log.warning("%s is damaged: %s", place / RECORD, error)
             return None
 

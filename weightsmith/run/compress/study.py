@@ -11,7 +11,7 @@ import torch
 
 from weightsmith import __version__
 from weightsmith.data.split import sample
-from weightsmith.files import write_csv, write_json
+from weightsmith.files import DAMAGED, write_csv, write_json
 from weightsmith.prune import (
     FaithfulnessCurve,
     agreement,
@@ -82,5 +82,5 @@ def _is_done(folder: RunFolder, key: str) -> bool:
     try:
         known = json.loads((folder.path / "cells" / _DONE).read_text(encoding="utf-8"))
         return bool(known["key"] == key)
-    except (OSError, ValueError, KeyError, TypeError):
+    except DAMAGED:
         return False

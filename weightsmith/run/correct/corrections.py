@@ -19,7 +19,7 @@ from weightsmith.data.split import manifest, sample
 from weightsmith.delta import weights_hash
 from weightsmith.edit import Editor, Patcher, editors, make_editor
 from weightsmith.errors import WeightsmithError, did_you_mean
-from weightsmith.files import read_csv, remove, user_path, write_csv, write_json
+from weightsmith.files import DAMAGED, read_csv, remove, user_path, write_csv, write_json
 from weightsmith.measure import Predictions, predict
 from weightsmith.models import save
 from weightsmith.run.cards import classifier_card
@@ -107,7 +107,7 @@ class Corrections:
         """Hash of the weights of the corrected classifier that was written last; "" where there is none."""
         try:
             return str(json.loads((self.place / _STATE).read_text(encoding="utf-8"))["weights"])
-        except (OSError, ValueError, KeyError, TypeError):
+        except DAMAGED:
             return ""
 
 

@@ -29,7 +29,7 @@ from weightsmith.evaluate import (
     recommend,
 )
 from weightsmith.evaluate.confidence import BINS
-from weightsmith.files import write_json
+from weightsmith.files import DAMAGED, write_json
 from weightsmith.measure import Cost, Interval, Latency, Predictions, latencies
 from weightsmith.measure.kept import keep_tensors, kept_tensors
 from weightsmith.models import Model
@@ -100,7 +100,7 @@ def timed(
         _log.info("the times are of other models or another machine and are measured again")
     except FileNotFoundError:
         pass
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except DAMAGED as error:
         _log.warning("%s is damaged and measured again: %s", path, error)
     _log.info("timing %d models, the baseline twice", len(models))
     found = latencies({**models, Measured.CONTROL: models[baseline]}, BATCH_SIZES, rounds, seed=seed)

@@ -14,7 +14,7 @@ from rich.table import Table
 from weightsmith.data.factworld import Fact, FactWorld, Relation, fact_world
 from weightsmith.delta import weights_hash
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import cause_of, default_cache_dir, explained, user_path
+from weightsmith.files import DAMAGED, cause_of, default_cache_dir, explained, user_path
 from weightsmith.models import Model, load
 from weightsmith.run.job import check_device
 from weightsmith.run.knowledge.facts import fact_model
@@ -106,7 +106,7 @@ def world_of(folder: Path) -> FactWorld | None:
             entries["tables"],
         )
         whole = world.fingerprint() == entries["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DAMAGED as error:
         raise WeightsmithError(
             f"{path} is damaged ({cause_of(error)}): make the run anew with `weightsmith facts`"
         ) from error

@@ -14,7 +14,7 @@ import numpy as np
 from weightsmith.data.factworld import Fact, FactWorld, fact_world
 from weightsmith.errors import WeightsmithError
 from weightsmith.evaluate.generation import generate
-from weightsmith.files import cause_of, write_csv, write_json
+from weightsmith.files import DAMAGED, cause_of, write_csv, write_json
 from weightsmith.measure.intervals import Interval, shares
 from weightsmith.models import Model, create_language, load, presets, save
 from weightsmith.request import Probe
@@ -86,7 +86,7 @@ def world_of(folder: Path) -> FactWorld | None:
         entries = json.loads(path.read_text(encoding="utf-8"))
         world = FactWorld.from_json(entries)
         whole = world.fingerprint() == entries["fingerprint"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
+    except DAMAGED as error:
         raise WeightsmithError(
             f"{path} is damaged ({cause_of(error)}): make the fact world's model anew with `weightsmith facts`"
         ) from error
