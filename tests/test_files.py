@@ -320,3 +320,21 @@ def test_what_is_a_day_old_is_abandoned(tmp_path: Path) -> None:
     files.remove_abandoned(tmp_path)
     files.remove_abandoned(tmp_path / "nowhere")
     assert names(tmp_path) == [".a.tmp"]
+
+
+@pytest.mark.parametrize(
+    "tensor",
+    [
+        torch.arange(6.0).view(2, 3),
+        torch.arange(6.0).view(2, 3).T,
+        torch.arange(63.0)[7::63],  # one number with a stride of 63, which is contiguous to torch
+        torch.arange(63.0).view(9, 7)[2:3, 3:4],
+        torch.tensor(3.0),
+        torch.empty(0, 4),
+        torch.arange(4).to(torch.bfloat16),
+    ],
+)
+def test_bytes_of_tensors_however_they_lie(tensor: torch.Tensor) -> None:
+    found = files.as_bytes(tensor)
+    assert found.dtype == torch.uint8
+    assert found.view(tensor.dtype).tolist() == tensor.flatten().tolist()

@@ -19,7 +19,7 @@ from weightsmith import mapped
 from weightsmith.adapters import Adapter, read_adapter, transposed_weights, write_adapter
 from weightsmith.errors import WeightsmithError, WrongWeightsError, perhaps
 from weightsmith.factors import Change, Dense, LowRank, factored, joined
-from weightsmith.files import read_tensors, understood, write_tensors
+from weightsmith.files import as_bytes, read_tensors, understood, write_tensors
 
 __all__ = [
     "Change",
@@ -66,7 +66,7 @@ def weights_hash(model: nn.Module | HasModule) -> str:
     digest = hashlib.sha256()
     for name, tensor in weights:
         digest.update(f"{name}:{tensor.dtype}:{tuple(tensor.shape)};".encode())
-        digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+        digest.update(as_bytes(tensor).numpy().data)
         if in_file:
             mapped.release([tensor])
     if in_file and all(mapped.unchanged(tensor) for _, tensor in weights):

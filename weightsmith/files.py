@@ -17,11 +17,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import platformdirs
 
 from weightsmith.errors import WeightsmithError, near_path
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 _LONGEST_CAUSE = 300
 """Characters of another library's words in a sentence: some of them quote what they read."""
@@ -267,6 +270,16 @@ def any_tensors(path: Path | str) -> tuple[dict[str, Any], dict[str, Any]]:
     except Exception as error:  # safetensors raises its own type for a damaged file; all of them mean the same here
         raise WeightsmithError(f"{path} is damaged or no safetensors file ({error}): write it again") from error
     return header if isinstance(header, dict) else {}, tensors
+
+
+def as_bytes(tensor: Tensor) -> Tensor:
+    """(n,) uint8, the bytes of a tensor's numbers in their order, on the CPU; a view of them where they lie so."""
+    import torch
+
+    flat = tensor.detach().cpu().reshape(-1).contiguous()
+    if flat.stride() != (1,):  # one number alone may lie at any stride, which torch calls contiguous and cannot view
+        flat = flat.clone(memory_format=torch.contiguous_format)
+    return flat.view(torch.uint8)
 
 
 @contextmanager

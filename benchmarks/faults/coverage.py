@@ -88,7 +88,7 @@ def main() -> None:
     given = parser.parse_args()
     if given.one:
         reads(given.one[0], given.seconds, Path(given.one[1]))
-    from weightsmith.files import write_csv
+    from benchmarks.shared import keep  # brings weightsmith along, which the child instruments first
 
     rows: list[dict[str, object]] = []
     for name in given.readers:
@@ -116,7 +116,7 @@ def main() -> None:
         sys.stdout.flush()
         if not counted:
             sys.stdout.write(said[-2000:])
-        write_csv(given.out, rows)
+        keep(rows, given.out.parent, given.out.stem, ("reader",))
 
 
 if __name__ == "__main__":

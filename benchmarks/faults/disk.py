@@ -27,7 +27,7 @@ from commands import Case, chosen, compared, ended, started, undisturbed
 from rich.console import Console
 from rich.table import Table
 
-from weightsmith.files import read_csv, write_csv
+from benchmarks.shared import keep
 
 BLOCK = 4096
 """Bytes by which a tmpfs counts."""
@@ -58,10 +58,10 @@ class Row:
 
 
 @contextmanager
-def disk(place: Path) -> Iterator[Path]:
-    """A disk of its own at `place`."""
+def disk(place: Path, room: int) -> Iterator[Path]:
+    """A disk of its own at `place`, with room for so many bytes."""
     place.mkdir(parents=True, exist_ok=True)
-    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={LEAST}", "weightsmith", str(place)], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "-o", f"size={room}", "weightsmith", str(place)], check=True)
     try:
         yield place
     finally:
@@ -93,7 +93,7 @@ def tried(case: Case, work: Path, stops: int, seed: int, console: Console) -> Ro
     chance, words = random.Random(f"{case.name}/{seed}"), list(case.words)
     said = work / "said.txt"
     room, held = 0, 0
-    with disk(work / "disk") as place:
+    with disk(work / "disk", min(LEAST, total // 2 // BLOCK * BLOCK)) as place:
         if case.begins is not None:
             grown(place, written(case.begins) + 64 * BLOCK)
             shutil.copytree(case.begins, place / "runs")
@@ -134,13 +134,6 @@ def tried(case: Case, work: Path, stops: int, seed: int, console: Console) -> Ro
     return row
 
 
-def kept(rows: list[Row], out: Path) -> None:
-    """Write what is known so far; rows of commands that were not asked for stay."""
-    names = {row.command for row in rows}
-    before = [row for row in read_csv(out) if row["command"] not in names] if out.exists() else []
-    write_csv(out, [*before, *({**vars(row), "places": json.dumps(row.places)} for row in rows)])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--stops", type=int, default=16, help="of each command, about")
@@ -157,7 +150,12 @@ def main() -> None:
         console.print(
             f"{case.name}: full {row.full} times, {row.untold} untold, {row.left} left, {row.differing} differ"
         )
-        kept(rows, given.out)
+        keep(
+            [vars(one) | {"places": json.dumps(one.places)} for one in rows],
+            given.out.parent,
+            given.out.stem,
+            ("command",),
+        )
     shown = ("command", "kilobytes", "files", "full", "untold", "left", "differing", "failed")
     table = Table(*shown, box=None)
     for row in rows:

@@ -21,9 +21,9 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks.shared import keep
 from tests.fuzz.campaign import Tally, campaign
 from tests.fuzz.readers import READERS
-from weightsmith.files import write_csv
 
 
 def main() -> None:
@@ -65,8 +65,7 @@ def main() -> None:
         table.add_row(*map(str, row.values()))
     console.print(table)
     console.print(f"{sum(int(str(row['inputs'])) for row in rows):,} inputs, {sum(seen.values()):,} crashes")
-    if not given.readers:
-        write_csv(given.out, rows)
+    keep(rows, given.out.parent, given.out.stem, ("reader",))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from commands import Case, begun, chosen, compared, ended, started, undisturbed
 from rich.console import Console
 from rich.table import Table
 
-from weightsmith.files import read_csv, write_csv
+from benchmarks.shared import keep
 
 AGAIN = 8
 """Kills of one run, before it is let go to its end."""
@@ -84,13 +84,6 @@ def tried(case: Case, work: Path, kills: int, seed: int, console: Console, fresh
     return row
 
 
-def kept(rows: list[Row], out: Path) -> None:
-    """Write what is known so far; rows of commands that were not asked for stay."""
-    names = {row.command for row in rows}
-    before = [row for row in read_csv(out) if row["command"] not in names] if out.exists() else []
-    write_csv(out, [*before, *({**vars(row), "unstable": json.dumps(row.unstable)} for row in rows)])
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=200, help="in all, spread over the commands")
@@ -110,7 +103,12 @@ def main() -> None:
         rows.append(row)
         told = f"{row.kills} kills in {row.trials} runs of {row.seconds} s, {row.differing} differ, {row.failed} failed"
         console.print(f"{case.name}: {told}")
-        kept(rows, given.out)
+        keep(
+            [vars(one) | {"unstable": json.dumps(one.unstable)} for one in rows],
+            given.out.parent,
+            given.out.stem,
+            ("command",),
+        )
     shown = ("command", "seconds", "files", "alike", "trials", "kills", "differing", "failed")
     table = Table(*shown, box=None)
     for row in rows:

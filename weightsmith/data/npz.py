@@ -236,7 +236,7 @@ def _mapped(
     for key, target in targets.items():
         try:
             arrays[key] = np.load(target, mmap_mode="r", allow_pickle=False)
-        except (OSError, ValueError) as error:
+        except Exception as error:  # as above
             raise WeightsmithError(
                 f"{target}, unpacked from {path}, cannot be read ({cause_of(error)}): remove it and start again"
             ) from error

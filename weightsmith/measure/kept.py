@@ -15,12 +15,11 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import torch
 import xxhash
 from torch import Tensor
 
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import DAMAGED, cause_of, read_tensors, write_json, write_tensors
+from weightsmith.files import DAMAGED, as_bytes, cause_of, read_tensors, write_json, write_tensors
 
 _JSON = "weightsmith-kept-1"
 _log = logging.getLogger(__name__)
@@ -102,7 +101,7 @@ def _sum(tensors: Mapping[str, Tensor]) -> str:
     digest = xxhash.xxh3_128()
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name}\0{tensor.dtype}\0{tuple(tensor.shape)}\0".encode())
-        digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().data)
+        digest.update(as_bytes(tensor).numpy().data)
     return digest.hexdigest()
 
 

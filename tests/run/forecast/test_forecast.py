@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from weightsmith import mapped
+from weightsmith import mapped, ranks
 from weightsmith.locate import forecast as sweeps
 from weightsmith.models import load, save
 from weightsmith.models.paged import bytes_of
@@ -172,6 +172,27 @@ def test_facts_in_a_language_model(dry, talker: Path, weightsmith) -> None:
     )
     assert "no replay, seed 0" in names(told)
     assert "rate 2, buffer 5, recent, seed 0" in names(told)
+
+
+def test_workers_have_networks_of_their_own(dry, talker: Path) -> None:
+    model = ["--model", talker / "model", "--data-path", talker / "facts.json", "--preserve", talker / "text.txt"]
+    asked = ["compare", *model, "--methods", "memit", "--batch-sizes", 1, "--seeds", 0]
+    alone, three, cluster = (dry(*asked, *more) for more in ([], ["--jobs", 3], ["--backend", "dask"]))
+    one = alone["figures"]["total"]["memory"]
+    assert three["figures"]["total"]["memory"] == pytest.approx(4 * one, rel=0.3)
+    assert cluster["figures"]["total"]["memory"] == pytest.approx(one, rel=0.3)
+    assert not [note for note in alone["notes"] if "cells" in note]
+    assert sum("--jobs 3: so many cells at a time" in note for note in three["notes"]) == 1
+    assert sum("--backend dask: the time" in note for note in cluster["notes"]) == 1
+
+
+def test_what_processes_of_a_job_need(monkeypatch: pytest.MonkeyPatch) -> None:
+    plan = Plan(command="x", steps=[Step(name="a", what="", memory=5)], weights=10)
+    assert plan.memory == 15
+    monkeypatch.setattr(ranks, "world", lambda: 4)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")
+    assert (plan.each, plan.memory) == (15, 30)
+    assert any("4 processes share the passes" in note for note in plan.outcome().notes)
 
 
 @pytest.mark.skipif(not mapped.can_map(), reason="only Linux tells which pages of a file were written to")

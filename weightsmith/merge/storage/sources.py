@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from weightsmith.errors import WeightsmithError, near_path
-from weightsmith.files import cause_of, user_path
+from weightsmith.files import as_bytes, cause_of, user_path
 from weightsmith.merge.storage.dtypes import BY_TORCH_NAME, Array, Kind
 from weightsmith.merge.storage.safetensors_file import SafetensorsFile
 
@@ -67,12 +67,10 @@ class Stored:
         if self.file is not None:
             self.file.read_into(self.offset + first, out)
             return
-        import torch
-
         assert self.tensor is not None
         size = self.kind.size
         flat = self.tensor.detach().reshape(-1)[first // size : (first + len(out) + size - 1) // size]
-        bits = flat.cpu().contiguous().view(torch.uint8).numpy()
+        bits = as_bytes(flat).numpy()
         out[:] = bits[first % size : first % size + len(out)]
 
     def close(self) -> None:

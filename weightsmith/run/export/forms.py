@@ -15,7 +15,7 @@ from weightsmith.adapters import transposed_weights
 from weightsmith.delta import Delta, weights_hash
 from weightsmith.edit.lora_native import LoRAOptions, adapted
 from weightsmith.errors import WeightsmithError
-from weightsmith.files import atomic_folder, atomic_path, cause_of, remove_leftovers_of, write_json
+from weightsmith.files import as_bytes, atomic_folder, atomic_path, cause_of, remove_leftovers_of, write_json
 from weightsmith.models import Model, save
 from weightsmith.models.onnx_export import require_onnx, save_onnx
 from weightsmith.models.store import quiet_transformers
@@ -226,5 +226,5 @@ def _licence_in(card: str) -> str:
 def _same_bits(one: Tensor, other: Tensor) -> bool:
     if one.dtype != other.dtype or one.shape != other.shape:
         return False
-    flat = (tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8) for tensor in (one, other))
+    flat = (as_bytes(tensor) for tensor in (one, other))
     return bool(torch.equal(*flat))

@@ -51,7 +51,12 @@ def artificial(options: ArtificialOptions) -> Plan:
         rows = sum(len(one.val) + len(one.test) for one in judges)
         steps = [load_step, _swept(options, folder, pace, rows), figures(_sweep(options, len(judges)))]
         return Plan(
-            command="artificial", steps=steps, folder=folder.path, weights=2 * pace.weights, notes=[*notes, HOW]
+            command="artificial",
+            steps=steps,
+            folder=folder.path,
+            weights=2 * pace.weights,
+            spread=options,
+            notes=[*notes, HOW],
         )
     sizes = [_rows(options, folder, place) for place in range(2)]
     width, classes = sizes[0][1], sizes[0][2]
@@ -82,7 +87,9 @@ def artificial(options: ArtificialOptions) -> Plan:
     # Both tables in float32, as they were checked when they were made and as they are read again.
     held = sum(2 * 4 * n * d for n, d, _ in sizes)
     weights = 2 * pace.weights
-    return Plan(command="artificial", steps=steps, folder=folder.path, weights=weights, held=held, notes=[HOW])
+    return Plan(
+        command="artificial", steps=steps, folder=folder.path, weights=weights, held=held, spread=options, notes=[HOW]
+    )
 
 
 def _sweep(options: ArtificialOptions, data: int) -> Drawing:

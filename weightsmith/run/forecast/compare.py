@@ -193,4 +193,6 @@ def _rename(step: Step, name: str) -> Step:
 
 def _plan(command: str, folder: RunFolder, bench: _Bench, steps: Sequence[Step], notes: Sequence[str]) -> Plan:
     told = [*notes, _ROUGH, HOW]
-    return Plan(command=command, steps=steps, folder=folder.path, weights=bench.pace.weights, notes=told)
+    return Plan(
+        command=command, steps=steps, folder=folder.path, weights=bench.pace.weights, spread=bench.options, notes=told
+    )

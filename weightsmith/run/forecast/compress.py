@@ -89,6 +89,7 @@ def compress(options: CompressOptions) -> Plan:
         folder=folder.path,
         weights=3 * pace.weights,
         held=held_by(*split.parts().values()),
+        spread=options,
         notes=[*notes, HOW],
     )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -10,8 +11,9 @@ from rich import box
 from rich.table import Table
 from rich.text import Text
 
-from weightsmith import mapped
+from weightsmith import mapped, ranks
 from weightsmith.models.paged import DISK
+from weightsmith.run.options.spread import SpreadOptions
 from weightsmith.run.outcome import Outcome
 
 KEPT = 64 * 2**20
@@ -49,6 +51,7 @@ class Plan:
         steps: in their order.
         folder: what it would fill, as far as that is known.
         weights: bytes of the networks that are in memory throughout; held: of data that are.
+        spread: who measures the cells, of a command that has some.
         notes: what is a bound or a guess, and how the time was estimated.
     """
 
@@ -57,6 +60,7 @@ class Plan:
     folder: Path | None = None
     weights: int = 0
     held: int = 0
+    spread: SpreadOptions | None = None
     notes: Sequence[str] = field(default_factory=tuple)
 
     @property
@@ -74,7 +78,14 @@ class Plan:
 
     @property
     def memory(self) -> int:
-        """Bytes at a time: weights, data, the largest need of a step, what is left of others. Python's own are not counted.
+        """Bytes at a time, of all processes on this machine together; what Python itself holds is not counted."""
+        # Each worker has networks and data of its own; this process has read both as well.
+        workers = self._jobs if self._jobs > 1 else 0
+        return self.each * (1 + workers) * _on_this_machine()
+
+    @property
+    def each(self) -> int:
+        """Bytes at a time of one process: weights, data, the largest need of a step, what is left of others.
 
         Python's objects and what numbers are computed in come from different allocators, and C's keeps what was freed in
         small pieces. So what was needed for a computation is still there when figures are drawn, up to `KEPT`.
@@ -82,6 +93,11 @@ class Plan:
         most = max((step.memory for step in self.waiting), default=0)
         stays = sum(step.stays for step in self.waiting)
         return self.weights + self.held + max(most, min(most, KEPT) + stays)
+
+    @property
+    def _jobs(self) -> int:
+        """Processes of this machine that measure cells."""
+        return self.spread.jobs or 1 if self.spread is not None and self.spread.backend == "processes" else 1
 
     def outcome(self) -> Outcome:
         """The plan as what the command came to."""
@@ -93,7 +109,7 @@ class Plan:
             f"forwards, about {duration(self.seconds)}, {amount(self.memory)} of memory beside Python's own. Nothing was "
             "written."
         )
-        notes = [*self.notes, *self._short()]
+        notes = [*self.notes, *self._spread(), *self._short()]
         total = {name: getattr(self, name) for name in ("forwards", "seconds", "memory", "weights", "held")}
         return Outcome(
             command=self.command,
@@ -108,6 +124,27 @@ class Plan:
             shown=[_table(self.steps), told, *notes],
         )
 
+    def _spread(self) -> list[str]:
+        """What is not as in one process."""
+        found: list[str] = []
+        if self._jobs > 1:
+            found.append(
+                f"--jobs {self._jobs}: so many cells at a time, each with one thread where --threads does not say more; the "
+                f"time is that of one after another with all threads. The memory is {amount(self.each)} for this process "
+                "and for each of theirs, beside what Python itself holds in each."
+            )
+        if self.spread is not None and self.spread.backend != "processes":
+            found.append(
+                f"--backend {self.spread.backend}: the time is that of one cell after another on this machine, and each "
+                "worker of the cluster needs this memory for itself."
+            )
+        if ranks.world() > 1:
+            found.append(
+                f"{ranks.world()} processes share the passes, and the time is that of one. The memory is {amount(self.each)} "
+                "for each, wherever it runs."
+            )
+        return found
+
     def _short(self) -> list[str]:
         """A warning where this machine has not that much memory free."""
         free = mapped.free_memory()
@@ -117,6 +154,11 @@ class Plan:
             f"That is more memory than the {amount(free)} that are free here now: end other programs, take a larger machine or "
             f"smaller batches, or, of a trained model that is only read, give --device {DISK}."
         ]
+
+
+def _on_this_machine() -> int:
+    """Processes of this job on this machine, as torchrun tells each of them."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1")) if ranks.world() > 1 else 1
 
 
 def duration(seconds: float) -> str:
