@@ -122,6 +122,31 @@ def test_a_finished_training_is_loaded_and_other_ones_are_refused(
             fit(*other, tmp_path / "c.pt")
 
 
+def test_a_checkpoint_that_matches_and_holds_something_else_is_told(
+    tiny_model: Callable[..., Model], random_set: Callable[..., ImageSet], tmp_path: Path
+) -> None:
+    train, val, options = random_set(12), random_set(8), TrainOptions(epochs=1, batch_size=6)
+    path = tmp_path / "c.pt"
+    fit(tiny_model("vit"), train, val, options, path)
+    whole = torch.load(path, weights_only=True)
+    missing = dict(list(whole["best"].items())[1:])
+    used = whole.keys() - {"cuda_rng", "scaler"}  # a GPU's
+    damaged = [{name: value} for name in used for value in (None, 3, {"a": 1}, torch.zeros(2))]
+    damaged += [{"best": {}}, {"best": missing}, {"model": missing}]
+    state: dict[str, Any] = whole["state"]
+    damaged += [{"state": state | {name: value}} for name in state for value in (None, "x")]
+    damaged += [{"state": state | {"epoch": -1}}, {"state": state | {"rows": [3]}}]
+    for change in damaged:
+        torch.save(whole | change, path)
+        model = tiny_model("vit")
+        before = weights_hash(model)
+        with pytest.raises(WeightsmithError, match=r"c\.pt is damaged and cannot be read: delete it to train again"):
+            fit(model, train, val, options, path, resume=True)
+        assert weights_hash(model) == before
+    torch.save(whole, path)
+    assert fit(tiny_model("vit"), train, val, options, path).skipped
+
+
 def test_an_option_that_an_older_checkpoint_does_not_name_counts_as_its_default(
     parts: tuple[ImageSet, ImageSet], tmp_path: Path
 ) -> None:

@@ -8,8 +8,8 @@ import logging
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, ClassVar
@@ -79,6 +79,18 @@ class _State:
     best: float = -1.0
     best_epoch: int = 0
     rows: list[dict[str, float]] = field(default_factory=list)
+
+    @classmethod
+    def of(cls, entries: Mapping[str, Any]) -> _State:
+        """That of a checkpoint. Raises `TypeError` or `ValueError` for one that no training wrote."""
+        state = cls(**entries)
+        for name, default in vars(cls()).items():
+            value = getattr(state, name)
+            wanted = (int, float) if isinstance(default, float) else type(default)  # a score may be a count
+            if not isinstance(value, wanted) or (isinstance(default, int) and value < 0):
+                raise ValueError(f"{name} is {value!r}")
+        state.rows = [dict(row) for row in state.rows]
+        return state
 
 
 class Training(ABC):
@@ -285,38 +297,57 @@ class Training(ABC):
         self.saved_at = time.monotonic()
 
     def _restore(self, resume: bool) -> None:
-        try:
+        with self._damage_told():
             content: dict[str, Any] = torch.load(self.checkpoint, map_location="cpu", weights_only=True)
             match = json.loads(content["match"])
             # What an older checkpoint does not name was not there yet: its training went as the default goes.
             defaults = {option.name: option.default for option in fields(self.options)}
             match["options"] = defaults | match["options"]
-        except Exception as error:  # torch raises many types for a damaged file
-            raise WeightsmithError(
-                f"the checkpoint {self.checkpoint} is damaged and cannot be read: delete it to train again"
-            ) from error
         if match != self.match:
             raise WeightsmithError(
                 f"the checkpoint {self.checkpoint} was made with {self._difference(match)}: "
                 "give another --run-name, or --overwrite to train again"
             )
-        state = _State(**content["state"])
-        if state.epoch < self.options.epochs and not resume:
+        with self._damage_told():
+            state = _State.of(content["state"])
+            finished = state.epoch >= self.options.epochs
+        if not finished and not resume:
             raise WeightsmithError(
                 f"{self.checkpoint} holds a training that stopped in epoch {state.epoch + 1} of {self.options.epochs}: "
                 "give --resume to go on with it, or --overwrite to train again"
             )
+        with self._damage_told():
+            self._take(content, finished)
         self.state = state
         for row in state.rows:  # a tracker shows the whole curve, not what is left of it
             log_epoch(row, self.checkpoint)
-        self.model.module.load_state_dict(content["model"])
-        self.best_weights = content["best"]
+
+    def _take(self, content: dict[str, Any], finished: bool) -> None:
+        """Weights and what goes with them from a checkpoint. Raises anything where it is damaged; the network is whole then."""
+        own = {name: tensor.shape for name, tensor in self.model.module.state_dict().items()}
+        for weights in (content["model"], *([content["best"]] if finished or content["best"] else [])):
+            if {name: tensor.shape for name, tensor in weights.items()} != own:
+                raise ValueError("its weights are not those of this network")
+        if content["scheduler"].keys() != self.scheduler.state_dict().keys():  # torch would take up anything
+            raise ValueError("its scheduler is another one")
         self.optimizer.load_state_dict(content["optimizer"])
         self.scheduler.load_state_dict(content["scheduler"])
         self.scaler.load_state_dict(content["scaler"])
         torch.set_rng_state(content["rng"])
         if self.device.type == "cuda" and content["cuda_rng"]:
             torch.cuda.set_rng_state_all(content["cuda_rng"])
+        self.best_weights = content["best"]
+        self.model.module.load_state_dict(content["model"])
+
+    @contextmanager
+    def _damage_told(self) -> Iterator[None]:
+        """Around what takes the checkpoint apart: torch raises many types for a damaged file."""
+        try:
+            yield
+        except Exception as error:
+            raise WeightsmithError(
+                f"the checkpoint {self.checkpoint} is damaged and cannot be read: delete it to train again"
+            ) from error
 
     def _difference(self, old: dict[str, Any]) -> str:
         """What differs between an older match record and this one, in words."""
