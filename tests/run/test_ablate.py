@@ -16,7 +16,7 @@ import yaml
 from PIL import Image
 
 import weightsmith as ws
-from tests.run.conftest import assert_refused, undrawn
+from tests.run.conftest import assert_refused
 from weightsmith import cli
 from weightsmith.adapters import transposed_weights
 from weightsmith.data.facts import read_facts
@@ -48,8 +48,7 @@ def flags_of(talker: Path, runs: Path, *more: object) -> list[object]:
 
 
 def ablated(talker: Path, runs: Path, flags: list[Any]) -> Path:
-    with undrawn():
-        cli.main(["ablate", *map(str, [*flags, *flags_of(talker, runs)])])
+    cli.main(["ablate", *map(str, [*flags, *flags_of(talker, runs)])])
     return runs / "a"
 
 
