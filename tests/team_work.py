@@ -35,6 +35,7 @@ from weightsmith.locate import Prompt, PromptCases, error_cases, screen, sweep
 from weightsmith.locate.astra import AstraOptions, attribute
 from weightsmith.measure import Convergence, key_moment, misclassified, predict
 from weightsmith.models import Model, create_language, load, save
+from weightsmith.report import plots
 from weightsmith.site import Site
 from weightsmith.train import (
     DistillOptions,
@@ -274,8 +275,14 @@ def commanded(folder: Path) -> None:
     command(["locate", "patch", *flags, "--run-name", "patched"])
 
 
+def blank(_: object) -> bytes:
+    """A figure that is not drawn, for nobody looks at it."""
+    return b""
+
+
 def main() -> None:
     torch.set_num_threads(1)
+    plots._png = blank
     folder = Path(sys.argv[1])
     SWEEP._CPU_LANE_BYTES = 1  # in every process, as in `worked`
     if ranks.helping():

@@ -20,6 +20,7 @@ from weightsmith import ranks
 from weightsmith.data.images import ArrayStore
 from weightsmith.data.texts import TextSet
 from weightsmith.errors import HeldOutError, WeightsmithError
+from weightsmith.report import plots
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -93,6 +94,7 @@ def test_what_one_of_them_meets_is_told_once_and_all_go_on(
 
 def test_a_command_writes_the_same_tables(team: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(team_work.SWEEP, "_CPU_LANE_BYTES", 1)  # as in the job
+    monkeypatch.setattr(plots, "_png", team_work.blank)
     team_work.commanded(tmp_path)
     mine, theirs = tmp_path / "patched", team / "patched"
     tables = sorted(file.relative_to(mine) for file in mine.rglob("*.csv"))

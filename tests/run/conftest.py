@@ -6,6 +6,7 @@ import io
 import json
 import shutil
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -76,11 +77,19 @@ def drawn() -> None:
 
 @pytest.fixture(autouse=True)
 def _undrawn(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures of what one test does are blank sheets: they would take longer than all the rest, and `tests/report` looks at
-    them. What is made once for many tests is drawn, and so is what a test does that asks for `drawn`.
-    """
+    """Figures of what one test does are blank sheets, unless it asks for `drawn`."""
     if "drawn" not in request.fixturenames:
         monkeypatch.setattr(plots, "_png", lambda figure: BLANK)
+
+
+@contextmanager
+def undrawn() -> Iterator[None]:
+    """Figures are blank sheets within: they would take longer than all the rest, and `tests/report` looks at them. For what is
+    made once for many tests, none of which looks at them.
+    """
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(plots, "_png", lambda figure: BLANK)
+        yield
 
 
 @pytest.fixture
@@ -126,7 +135,8 @@ def finished(once: Once) -> Path:
 
     def make(folder: Path) -> None:
         flags = tiny_flags(folder, folder / "runs")
-        cli.main(["run", *flags, "--run-name", "base", "--edit-method", "alphaedit", "head", "--closed-form"])
+        with undrawn():
+            cli.main(["run", *flags, "--run-name", "base", "--edit-method", "alphaedit", "head", "--closed-form"])
 
     return once("finished", make) / "runs" / "base"
 
@@ -212,8 +222,12 @@ def small_facts() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def knowing(small_facts: None, once: Once) -> Path:
     """The run of `weightsmith facts` on the small world; do not write into it."""
-    made = once("knowing", lambda runs: cli.main(["facts", "--runs-dir", str(runs), "--run-name", "facts"]))
-    return made / "facts"
+
+    def make(runs: Path) -> None:
+        with undrawn():
+            cli.main(["facts", "--runs-dir", str(runs), "--run-name", "facts"])
+
+    return once("knowing", make) / "facts"
 
 
 def _fact(name: str, subject: str, rest: str, target: str, truth: str) -> dict[str, object]:

@@ -16,7 +16,7 @@ import yaml
 
 import weightsmith as ws
 from tests.forked import forked
-from tests.run.conftest import assert_refused
+from tests.run.conftest import assert_refused, undrawn
 from weightsmith import cli
 from weightsmith.data.facts import read_facts
 from weightsmith.delta import weights_hash
@@ -60,7 +60,8 @@ def _short_texts() -> Iterator[None]:
 def compared(talker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished comparison on the small language model; do not write into it."""
     runs = tmp_path_factory.mktemp("compared")
-    cli.main(["compare", *map(str, flags_of(talker, runs, "--run-name", "c"))])
+    with undrawn():
+        cli.main(["compare", *map(str, flags_of(talker, runs, "--run-name", "c"))])
     return runs / "c"
 
 
@@ -81,7 +82,10 @@ def pictured(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         4,
         10_000,
     ]
-    cli.main(["compare", *map(str, [*given, "--seeds", 0, 1, "--n-views", 2, "--runs-dir", runs, "--run-name", "c"])])
+    with undrawn():
+        cli.main(
+            ["compare", *map(str, [*given, "--seeds", 0, 1, "--n-views", 2, "--runs-dir", runs, "--run-name", "c"])]
+        )
     return runs / "c"
 
 

@@ -13,7 +13,7 @@ import pytest
 import torch
 import yaml
 
-from tests.run.conftest import TINY, assert_refused
+from tests.run.conftest import TINY, assert_refused, undrawn
 from weightsmith.circuit import Kept, Shape
 from weightsmith.data.images import ImageSet
 from weightsmith.data.sources import digits
@@ -56,7 +56,8 @@ def compressed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from weightsmith import cli
 
     folder = tmp_path_factory.mktemp("compressed")
-    cli.main([str(word) for word in flags(folder)])
+    with undrawn():
+        cli.main([str(word) for word in flags(folder)])
     return folder
 
 

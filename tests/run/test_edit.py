@@ -13,7 +13,7 @@ import torch
 import yaml
 
 import weightsmith as ws
-from tests.run.conftest import assert_refused
+from tests.run.conftest import assert_refused, undrawn
 from weightsmith import cli, mapped
 from weightsmith.data.facts import read_facts
 from weightsmith.data.factworld import FactWorld
@@ -62,7 +62,8 @@ def edited(talker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A run with two methods; do not write into it."""
     runs = tmp_path_factory.mktemp("edited")
     given = flags_of(talker, runs, "--run-name", "e", *QUICK, "--hparams", talker / "memit.yaml")
-    cli.main(["edit", *map(str, given)])
+    with undrawn():
+        cli.main(["edit", *map(str, given)])
     return runs / "e"
 
 

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 
+from tests.run.conftest import undrawn
 from weightsmith import cli
 from weightsmith.delta import Delta, weights_hash
 from weightsmith.files import read_csv
@@ -17,7 +19,13 @@ from weightsmith.stream import Journal
 
 
 def asked(knowing: Path, runs: Path, *more: object) -> list[object]:
-    given = ("--max-edits", 6, "--batch-size", 2, "--runs-dir", runs, "--run-name", "stream", "--device", "cpu")
+    """A stream of three batches that are solved quickly: few steps, few generated sentences."""
+    given = ["--max-edits", 6, "--batch-size", 2, "--runs-dir", runs, "--run-name", "stream", "--device", "cpu"]
+    if "--edit-method" not in more:
+        quick = runs.parent / f"{runs.name}.yaml"
+        steps = {"steps": 12, "rounds": 2, "prefix_lengths": [[4, 1]]}
+        quick.write_text(yaml.safe_dump({"method": "alphaedit", "layers": [2], **steps}))
+        given += ["--edit-method", "alphaedit", "--hparams", quick]
     return ["edit", "--model", knowing, *given, *more]
 
 
@@ -33,7 +41,8 @@ def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
 def whole(knowing: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A stream that nothing stopped; do not write into it."""
     runs = tmp_path_factory.mktemp("whole")
-    cli.main([str(word) for word in asked(knowing, runs)])
+    with undrawn():
+        cli.main([str(word) for word in asked(knowing, runs)])
     return runs / "stream"
 
 

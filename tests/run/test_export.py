@@ -15,7 +15,7 @@ import pytest
 import torch
 from huggingface_hub import ModelCard, constants
 
-from tests.run.conftest import Command, assert_refused
+from tests.run.conftest import Command, assert_refused, undrawn
 from weightsmith import cli
 from weightsmith.delta import Delta, LowRank
 from weightsmith.models import load
@@ -37,7 +37,8 @@ def told(talker: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "--max-edits": 3,
     }
     words = [str(word) for pair in (flags | places).items() for word in pair]
-    cli.main(["edit", *words, "--edit-method", "memit", "finetune", "--hparams", str(talker / "memit.yaml")])
+    with undrawn():
+        cli.main(["edit", *words, "--edit-method", "memit", "finetune", "--hparams", str(talker / "memit.yaml")])
     return runs / "told"
 
 

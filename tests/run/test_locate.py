@@ -22,6 +22,7 @@ import yaml
 
 import weightsmith as ws
 from tests.forked import forked
+from tests.run.conftest import undrawn
 from weightsmith import cli, files
 from weightsmith.cli.commands import ways as ways_of
 from weightsmith.delta import weights_hash
@@ -550,7 +551,8 @@ def many(finished: Path, runs: Path, name: str) -> list[str]:
 @pytest.fixture(scope="session")
 def undisturbed(finished: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     runs = tmp_path_factory.mktemp("undisturbed")
-    cli.main(["locate", "patch", *many(finished, runs, "whole")])
+    with undrawn():
+        cli.main(["locate", "patch", *many(finished, runs, "whole")])
     assert len(list((runs / "whole" / "checkpoints" / "sweep-layers").iterdir())) == 5
     return runs / "whole"
 

@@ -18,6 +18,8 @@ from weightsmith.models import load
 
 moments._SAVE_SECONDS, talker, top = -1.0, Path(sys.argv[1]), Path(sys.argv[2])  # sums are put aside whenever that is due
 
+load(talker / "model")  # once for all, which import nothing of their own then
+
 def edited(name, cache, text):
     model = load(talker / "model")
     texts = TextSet.of([(top / text).read_text()], model.tokenize, length=24)

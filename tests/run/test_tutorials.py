@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.run.conftest import undrawn
 from weightsmith import cli
 from weightsmith.models import store
 
@@ -77,7 +78,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a reader who has done the first tutorial."""
     folder, known = tmp_path_factory.mktemp("tutorials"), store.presets()
     narrow = known["digits"] | {"hidden_size": 32, "num_hidden_layers": 3, "intermediate_size": 96}
-    with chdir(folder), pytest.MonkeyPatch.context() as patched:
+    with chdir(folder), undrawn(), pytest.MonkeyPatch.context() as patched:
         patched.setattr(store, "presets", lambda *_: known | {"digits": narrow})
         follow(FIRST)
     return folder

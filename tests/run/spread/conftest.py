@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.run.conftest import TINY, Once
+from tests.run.conftest import TINY, Once, undrawn
 from tests.run.spread.checks import ablation, comparison
 from weightsmith import cli
 
@@ -17,9 +17,10 @@ def alone(finished: Path, once: Once) -> Path:
     """The runs of one process on one thread; do not write into them."""
 
     def make(runs: Path) -> None:
-        cli.main(comparison(finished, runs, "--threads", 1))
-        for way in ("lora", "replay"):
-            cli.main(ablation(finished, runs, way, "--threads", 1))
+        with undrawn():
+            cli.main(comparison(finished, runs, "--threads", 1))
+            for way in ("lora", "replay"):
+                cli.main(ablation(finished, runs, way, "--threads", 1))
 
     return once("alone", make)
 

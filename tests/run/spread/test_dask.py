@@ -30,6 +30,23 @@ from weightsmith.run.spread import Settings, clusters
 pytest.importorskip("distributed", reason='Dask is not installed: pip install "weightsmith[cluster]"')
 
 
+@pytest.fixture(scope="module", autouse=True)
+def _imported() -> Iterator[None]:
+    """Workers are forks of one process that has imported what cells need, which takes each of them seconds otherwise."""
+    import multiprocessing
+
+    import dask
+    from distributed.utils import get_mp_context
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PYTHONPATH", os.pathsep.join([os.getcwd(), os.environ.get("PYTHONPATH", "")]))
+        with dask.config.set({"distributed.worker.multiprocessing-method": "forkserver"}):
+            get_mp_context()  # it names what is imported before anyone else can
+            needed = ["distributed", "weightsmith.run.compare.command", "transformers.models.vit.modeling_vit"]
+            multiprocessing.get_context("forkserver").set_forkserver_preload(needed)
+            yield
+
+
 @pytest.fixture(scope="module")
 def address() -> Iterator[str]:
     """Of the cluster, in which a cell that kills two workers has failed."""

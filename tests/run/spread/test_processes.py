@@ -6,6 +6,7 @@ import json
 import os
 import signal
 import socket
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -91,36 +92,51 @@ def test_a_traceback_is_kept_beside_a_cell_until_it_is_measured(tmp_path: Path) 
 # --- commands -------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("how", ["interrupted", "worker killed"])
 def test_what_was_stopped_is_gone_on_with_to_the_last_bit(
-    weightsmith, finished: Path, alone: Path, tmp_path: Path, how: str
+    weightsmith, finished: Path, alone: Path, tmp_path: Path
 ) -> None:
+    """Ctrl-C, then in two processes again, of which one is killed, then in this one on the threads of the cells that are
+    there.
+    """
     place = tmp_path / "c" / "cells"
-    with forked(tmp_path / "said", *comparison(finished, tmp_path, "--jobs", 2)) as command:
-        command.until(lambda: list(place.glob("*.json")))
+    again = ("compare", "--runs-dir", tmp_path, "--run-name", "c", "--resume", "--jobs")
+    done: dict[Path, int] = {}
+    for words, how, status in (
+        (comparison(finished, tmp_path, "--jobs", 2), "interrupted", 130),
+        ((*again, 2), "worker killed", 1),
+    ):
+        before = done
+        err, done = stopped(place, tmp_path / "said", words, how, status)
+        assert len(before) < len(done) < 8
+        assert {path: done[path] for path in before} == before
+        assert f"{8 - len(before)} cells, 2 at a time" in err
+    assert f"{len(before)} of 8 cells are measured already" in err
+    outcome = weightsmith(*again, 1)
+    assert outcome.status == 0, outcome.err
+    assert {path: path.stat().st_mtime_ns for path in done} == done
+    assert f"{len(done)} of 8 cells are measured already" in outcome.err
+    check_that_it_is_the_same(alone, tmp_path)
+
+
+def stopped(place: Path, said: Path, words: Sequence[object], how: str, status: int) -> tuple[str, dict[Path, int]]:
+    """What a comparison says that is stopped behind the next cell, and when each cell that is there was written."""
+    there = set(place.glob("*.json"))
+    with forked(said, *words) as command:
+        command.until(lambda: set(place.glob("*.json")) - there)
         workers = children(command.pid)
         assert len(workers) >= 2
         if how == "interrupted":  # Ctrl-C reaches all processes of a terminal
             os.killpg(command.pid, signal.SIGINT)
         else:
             os.kill(workers[0], signal.SIGKILL)
-        status = command.ended()
+        ended = command.ended()
     err = command.said.read_text()
-    assert status == {"interrupted": 130, "worker killed": 1}[how], err
+    assert ended == status, err
     assert "Traceback" not in err
     (error,) = [line for line in err.splitlines() if line.startswith("error:")]
     assert "--resume" in error
-    assert "16 cells, 2 at a time" in err
     wait_until(lambda: not any(map(alive, workers)))
-    done = {path: path.stat().st_mtime_ns for path in place.glob("*.json")}
-    assert 1 <= len(done) < 16
-    # In two processes again, or in this one, on the threads of the cells that are there.
-    jobs = 2 if how == "interrupted" else 1
-    outcome = weightsmith("compare", "--runs-dir", tmp_path, "--run-name", "c", "--resume", "--jobs", jobs)
-    assert outcome.status == 0, outcome.err
-    assert {path: path.stat().st_mtime_ns for path in done} == done
-    assert f"{len(done)} of 16 cells are measured already" in outcome.err
-    check_that_it_is_the_same(alone, tmp_path)
+    return err, {path: path.stat().st_mtime_ns for path in place.glob("*.json")}
 
 
 def _where(place: Path) -> None:

@@ -93,14 +93,6 @@ def flags(joined: Settings) -> list[str]:
     return ["--backend", "ray", "--address", joined.address]
 
 
-def test_what_ends_every_sweep(joined: Settings, tmp_path: Path) -> None:
-    check_what_ends_every_sweep(joined, tmp_path)
-
-
-def test_a_worker_that_cannot_begin(joined: Settings, tmp_path: Path) -> None:
-    check_a_worker_that_cannot_begin(joined, tmp_path)
-
-
 def test_a_comparison_is_the_same_to_the_last_bit(
     weightsmith, finished: Path, alone: Path, flags: list[str], tmp_path: Path
 ) -> None:
@@ -125,6 +117,17 @@ def test_models_made_smaller_are_the_same_to_the_last_bit(
     for path in made:
         assert (other / path).read_bytes() == (baseline / path).read_bytes()
     assert (other / "events.jsonl").read_text().count('"optimized"') == 3
+
+
+# Workers are killed in what follows, so that each test begins with new ones.
+
+
+def test_what_ends_every_sweep(joined: Settings, tmp_path: Path) -> None:
+    check_what_ends_every_sweep(joined, tmp_path)
+
+
+def test_a_worker_that_cannot_begin(joined: Settings, tmp_path: Path) -> None:
+    check_a_worker_that_cannot_begin(joined, tmp_path)
 
 
 def test_a_worker_that_is_killed(joined: Settings, tmp_path: Path) -> None:

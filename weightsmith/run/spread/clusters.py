@@ -38,6 +38,8 @@ _FINDS = {
     "ray": "import sys, ray; ray.init(address=sys.argv[1], log_to_driver=False)",
     "dask": "import sys; from distributed import Client; Client(sys.argv[1], timeout='10s').close()",
 }
+_ANSWERED: set[str] = set()
+"""Addresses at which a process found what it asked for; to find out takes seconds, so that it is done once."""
 _TRIES = 2
 """Times that a cell is given to another worker when its own is lost."""
 
@@ -261,6 +263,8 @@ def _check_answers(settings: Settings, called: str, starts: str) -> None:
             f"{settings.named}: no {called} cluster answers there ({cause_of(error)}): check the address, or start one with "
             f"{starts}"
         ) from error
+    if address in _ANSWERED:
+        return
     # Another server may listen, for which both libraries wait without end: in a process of its own that can be ended.
     try:
         subprocess.run(  # noqa: S603  (this Python)
@@ -274,3 +278,4 @@ def _check_answers(settings: Settings, called: str, starts: str) -> None:
             f"{settings.named}: what listens there is no {called} cluster, or does not answer in {_ANSWERING:g} s: check the "
             f"address, or start one with {starts}"
         ) from error
+    _ANSWERED.add(address)
