@@ -317,3 +317,11 @@ def test_a_new_head_changes_the_head_and_nothing_else(model: Model, tmp_path: Pa
     save(fresh, tmp_path / "fresh")
     assert weights_hash(load(tmp_path / "fresh")) == weights_hash(fresh)
     assert load(tmp_path / "fresh").class_names == fresh.class_names
+
+
+def test_a_compiled_network_is_taken_as_it_was_before(tiny_model: Callable[..., Model]) -> None:
+    network = tiny_model("vit").module
+    assert load(torch.compile(network)).module is network
+    network.vit.layers[1].compile()
+    with pytest.raises(WeightsmithError, match=r"vit\.layers\.1 was compiled in place .* give the network as it was"):
+        load(network)

@@ -64,7 +64,8 @@ def load(what: str | Path | nn.Module | Model, family: Family | None = None, dev
             also happens on a CPU where they take more than half of the memory that is free.
 
     Raises:
-        WeightsmithError: nothing there, files that are damaged or do not fit their config, weights that cannot stay there.
+        WeightsmithError: nothing there, files that are damaged or do not fit their config, weights that cannot stay there, a
+            network that was compiled in place.
         UnknownArchitectureError: no family table describes the network.
     """
     if isinstance(what, Model):
@@ -75,8 +76,9 @@ def load(what: str | Path | nn.Module | Model, family: Family | None = None, dev
             raise WeightsmithError(
                 f"a network in memory cannot stay on the {DISK}: give the folder that it was saved to"
             )
-        name, entries, tokenizer = type(what).__name__, {}, None
-        module = wrapped(what) if is_timm(what) else what
+        network = _not_compiled(what)
+        name, entries, tokenizer = type(network).__name__, {}, None
+        module = wrapped(network) if is_timm(network) else network
     else:
         name = str(what)
         folder = _model_folder(name)
@@ -90,6 +92,18 @@ def load(what: str | Path | nn.Module | Model, family: Family | None = None, dev
         module.to(device)
     model = wrap(module.eval(), family, entries, name, tokenizer)
     return page(model) if in_file else model
+
+
+def _not_compiled(module: nn.Module) -> nn.Module:
+    """The network itself of what `torch.compile` gave: a compiled one calls no hook that is put on it afterwards."""
+    plain: nn.Module = getattr(module, "_orig_mod", module)
+    for name, part in plain.named_modules():
+        if getattr(part, "_compiled_call_impl", None) is not None:
+            raise WeightsmithError(
+                f"{name or type(plain).__name__} was compiled in place (Module.compile), and then calls no hook that looks at "
+                "its sites: give the network as it was before"
+            )
+    return plain
 
 
 def wrap(
