@@ -105,11 +105,8 @@ GROUPS = (
             (["--config", "absent.yaml"], ["--config", "absent.yaml"]),
             (["--stage", "edit"], ["--run-name"]),
             (["--stage", "edit", "--run-name", "nothing"], ["--run-name", "nothing"]),
-        )
-        + flags(  # met when the data stage is done
             (["--model", "digtis"], ["--model", "digits"]),
             (["--checkpoint", "nowhere"], ["nowhere"]),
-            later=True,
         )
         + flags(
             (["--stage", "edti"], ["--stage", "edti", "edit"]),

@@ -31,7 +31,6 @@ class Row:
         what: it is, where the words do not say so [the words].
         files: name in `{tmp}` → what it holds.
         status: that the command ends with; 2 where the words cannot be read at all.
-        later: whether it is met after a stage that is whole, whose results stay.
     """
 
     words: tuple[str, ...]
@@ -39,7 +38,6 @@ class Row:
     what: str = ""
     files: Mapping[str, Makes] = field(default_factory=dict)
     status: int = 1
-    later: bool = False
 
     @property
     def title(self) -> str:
@@ -69,9 +67,9 @@ class Group:
         return f"{self.craft}: {row.title}"
 
 
-def flags(*pairs: tuple[list[str], list[str]], status: int = 1, later: bool = False) -> tuple[Row, ...]:
+def flags(*pairs: tuple[list[str], list[str]], status: int = 1) -> tuple[Row, ...]:
     """Rows of (what is typed, what the sentence names)."""
-    return tuple(Row(tuple(words), tuple(names), status=status, later=later) for words, names in pairs)
+    return tuple(Row(tuple(words), tuple(names), status=status) for words, names in pairs)
 
 
 class _Places(dict[str, object]):
@@ -111,7 +109,7 @@ def tried(request: pytest.FixtureRequest, weightsmith: Any, folder: Path, group:
     assert REMEDY.search(errors[0].removeprefix("error: ")) or row.status == 2, f"no remedy: {errors[0]}"
     runs, kept = folder / "runs", ("cache",)  # what was read of good data may be kept for the next time
     left = [path for path in runs.glob("*") if path.name not in kept]
-    assert bool(left) == row.later, f"something is left behind, or nothing is: {left}"
+    assert not left, f"something is left behind: {left}"
     assert not list(folder.rglob("*.tmp")), "something is half-written"
     assert not (folder / "out").exists(), "something is half-written"
     after = {path: path.stat().st_mtime_ns for path in before if path.exists()}

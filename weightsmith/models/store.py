@@ -138,6 +138,7 @@ def create(what: str, class_names: tuple[str, ...], seed: int, channels: int = 3
     Raises:
         WeightsmithError: none of these is there; sizes that do not fit one another.
     """
+    check_new(what)
     known = presets()
     path = Path(what).expanduser()
     labels = {
@@ -152,12 +153,27 @@ def create(what: str, class_names: tuple[str, ...], seed: int, channels: int = 3
             module = _from_config({"num_channels": channels} | entries | labels, what)
             return wrap(module.eval(), None, {}, what)
         folder = _model_folder(what)
-        if folder is None and not _looks_like_hub_name(what) and not what.startswith(PREFIX):
-            raise WeightsmithError(
-                f"--model {what} is no preset, no config file and no folder: {did_you_mean(what, [*known, PRETRAINED])}"
-            )
         module = _with_new_head(_pretrained(str(folder) if folder else what), labels)
     return wrap(module.eval(), None, _processor_entries(folder), what)
+
+
+def check_new(what: str) -> None:
+    """Raise `WeightsmithError` for a name that nothing answers to from which `create` could make a network."""
+    known, path = presets(), Path(what).expanduser()
+    if what in known or (path.suffix == ".json" and path.is_file()) or what.startswith(PREFIX):
+        return
+    if _model_folder(what) is None and not _looks_like_hub_name(what):
+        raise WeightsmithError(
+            f"--model {what} is no preset, no config file and no folder: {did_you_mean(what, [*known, PRETRAINED])}"
+        )
+
+
+def check_there(what: str) -> None:
+    """Raise `WeightsmithError` for a name that nothing answers to from which `load` could read a network."""
+    if not what.startswith(PREFIX) and _model_folder(what) is None and not _looks_like_hub_name(what):
+        raise WeightsmithError(
+            f"{what} does not exist: give a Hugging Face folder, a run folder, a hub name or timm:NAME{near_path(Path(what))}"
+        )
 
 
 def create_language(what: str | Mapping[str, Any], tokenizer: Any, seed: int) -> Model:
@@ -264,10 +280,7 @@ def _pretrained(name: str) -> nn.Module:
 
     if name.startswith(PREFIX):
         return pretrained(name.removeprefix(PREFIX))
-    if not Path(name).is_dir() and not _looks_like_hub_name(name):
-        raise WeightsmithError(
-            f"{name} does not exist: give a Hugging Face folder, a run folder, a hub name or timm:NAME{near_path(Path(name))}"
-        )
+    check_there(name)
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
         with quiet_transformers():

@@ -21,7 +21,7 @@ from weightsmith.files import atomic_path, cause_of, understood, user_path
 from weightsmith.measure import misclassified
 from weightsmith.models import Model, create, load, presets
 from weightsmith.models.paged import DISK
-from weightsmith.models.store import PRETRAINED
+from weightsmith.models.store import PRETRAINED, check_new, check_there
 from weightsmith.request import ImageRequest
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.options.compress import CompressOptions
@@ -183,6 +183,15 @@ def train_options(options: Trains, defaults: dict[str, Any]) -> TrainOptions:
     recipe = presets().get(model_name(options.model, options.data_path or ""), {}).get("training", {})
     given = {name: getattr(options, name) for name in defaults if getattr(options, name) is not None}
     return TrainOptions(seed=options.seed, **(defaults | recipe | given))
+
+
+def check_network(options: Trains) -> None:
+    """Raise `WeightsmithError` where nothing answers to the name of the network that is to be trained, or is trained."""
+    trained = None if isinstance(options, BaselineOptions) else options.checkpoint
+    if trained is not None:
+        check_there(trained)
+    else:
+        check_new(model_name(options.model, options.data_path or ""))
 
 
 def new_model(options: Trains, source: Source, device: str) -> Model:

@@ -24,6 +24,7 @@ from weightsmith.run.folder import RunFolder
 from weightsmith.run.job import (
     TRAIN_DEFAULTS,
     check_device,
+    check_network,
     image_size_of,
     new_model,
     save_indices,
@@ -104,6 +105,7 @@ def opened(options: BaselineOptions, *, blank: bool = False) -> tuple[Source, Sp
     """
     if options.data_dir is not None and options.data_path is not None:
         raise WeightsmithError("--data-dir and --data-path both name the data: give one of them")
+    check_network(options)
     path = options.data_path or str(user_path(options.data_dir or "~/.medmnist") / "pathmnist_224.npz")
     cache = user_path(options.cache_dir) if options.cache_dir else None
     source = open_data(path, image_size_of(options), cache, blank=blank)

@@ -21,7 +21,7 @@ from weightsmith.run.correct.page import write_report
 from weightsmith.run.correct.stages import STAGES
 from weightsmith.run.editing import AUTO, check_layer_flags
 from weightsmith.run.folder import RunFolder, new_name, require_run
-from weightsmith.run.job import TRAIN_DEFAULTS, Job, check_device, train_options
+from weightsmith.run.job import TRAIN_DEFAULTS, Job, check_device, check_network, train_options
 from weightsmith.run.options.correct import STAGE_NAMES, RunOptions
 from weightsmith.run.outcome import Outcome
 from weightsmith.run.stored import check_asked, check_stored, check_strangers
@@ -181,6 +181,8 @@ def check_options(options: RunOptions) -> None:
         )
     train_options(options, TRAIN_DEFAULTS)  # says what is wrong with them
     check_device(options.device)
+    if options.stage in ("full", "train"):
+        check_network(options)
     check_tracking(options)
 
 

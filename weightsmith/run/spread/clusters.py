@@ -23,6 +23,7 @@ from joblib.parallel import ParallelBackendBase
 import weightsmith
 from weightsmith.errors import WeightsmithError
 from weightsmith.files import cause_of
+from weightsmith.run.spread.interrupts import interrupts_held
 from weightsmith.run.spread.settings import Settings, usable_cores
 from weightsmith.run.spread.work import Answer, Failure
 
@@ -179,8 +180,6 @@ def _dask(settings: Settings, cells: int) -> Iterator[Pool]:
         with _refused(settings, "Dask", "`dask scheduler`"):
             client = Client(settings.address, timeout=PATIENCE, set_as_default=False)
     else:
-        from weightsmith.run.spread.each import interrupts_held
-
         told = "a Dask cluster of this machine"
         with interrupts_held():
             cluster = LocalCluster(

@@ -6,7 +6,6 @@ import hashlib
 import logging
 import os
 import pickle
-import signal
 import time
 import warnings
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -17,6 +16,7 @@ from typing import Any
 
 from weightsmith.errors import WeightsmithError
 from weightsmith.progress import progress
+from weightsmith.run.spread.interrupts import interrupts_held
 from weightsmith.run.spread.settings import Settings
 from weightsmith.run.spread.work import Answer, Failure, Measure, Task, answered, attempted, limited
 
@@ -135,19 +135,6 @@ def _answers(sweep: Sweep, settings: Settings) -> Iterator[Iterator[tuple[int, A
 def numbered(number: int, task: Task) -> tuple[int, Answer]:
     """An answer with the number of its cell, for answers come in any order."""
     return number, answered(task)
-
-
-@contextmanager
-def interrupts_held() -> Iterator[None]:
-    """Ctrl-C waits meanwhile, and processes that are started meanwhile never see it: this one ends them."""
-    if not hasattr(signal, "pthread_sigmask"):
-        yield
-        return
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
-    try:
-        yield
-    finally:
-        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _warn(title: str, found: Any) -> None:
