@@ -89,7 +89,7 @@ class ImageCorrections:
             seen = record(model, model.preprocess(images, model.device), sites)
             return [seen[site] for site in sites]
 
-        fitting = Fitting("images to correct are read")
+        fitting = self._fitting("images to correct are read")
         views = [
             [one[0] if len(one) == 1 else torch.cat(one) for one in zip(*fitting.each(read, [(images,)]), strict=True)]
             for images in self.images
@@ -106,7 +106,7 @@ class ImageCorrections:
             return TargetValues(
                 logits_to_reach(logits, wanted, options.margin), torch.ones(len(self), dtype=torch.bool)
             )
-        fitting = Fitting("values are descended")
+        fitting = self._fitting("values are descended")
         # No request's value depends on another's, so fewer at a time come to the same.
         parts = fitting.parts(lambda which: self._only(which)._descended(model, goal, options), len(self))
         return TargetValues.joined(parts)
@@ -156,7 +156,16 @@ class ImageCorrections:
         def answered(images: Tensor) -> Tensor:
             return model.logits(model.preprocess(images, model.device)).float().cpu()
 
-        return torch.cat(list(Fitting("images to correct are asked").each(answered, [(self.images[view],)])))
+        asked = self._fitting("images to correct are asked").each(answered, [(self.images[view],)])
+        return torch.cat(list(asked))
+
+    def _fitting(self, what: str) -> Fitting:
+        """How many at a time memory holds, which is found once for all passes over these requests."""
+        return self._fits.setdefault(what, Fitting(what))
+
+    @cached_property
+    def _fits(self) -> dict[str, Fitting]:
+        return {}
 
 
 def logits_with(model: Model, goal: Goal, hidden: Tensor, delta: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -89,7 +90,7 @@ class TextCorrections:
             for site, values in [(site, batch.at_lookup(seen[site]).float().cpu()) for site in found]:
                 found[site].append(values)
 
-        _each(read, passages, model, "prompts to correct are read")
+        _each(read, passages, model, self._fitting("prompts to correct are read"))
         return torch.cat(found[key]), torch.cat(found[value])
 
     def columns(self, layer: int | None) -> list[str]:
@@ -109,7 +110,7 @@ class TextCorrections:
             if chunks[-1] and _tokens([*chunks[-1], reading]) > budget:
                 chunks.append([])
             chunks[-1].append(reading)
-        fitting = Fitting("values are descended")
+        fitting = self._fitting("values are descended")
         # No request's value depends on another's, so fewer at a time come to the same.
         parts = fitting.each(lambda own: self._wanted_of(model, goal, options, own), ((chunk,) for chunk in chunks))
         return TargetValues.joined(parts)
@@ -201,7 +202,7 @@ class TextCorrections:
                 words = "".join(model.tokenize.words(tuple(of_answer.argmax(1).tolist()))).strip()
                 found.append({"answer": words, "margin": lead, "success": lead > 0})
 
-        _each(ask, bare, model, "prompts to correct are asked")
+        _each(ask, bare, model, self._fitting("prompts to correct are asked"))
         return found
 
     def rows(self) -> list[dict[str, Any]]:
@@ -223,8 +224,17 @@ class TextCorrections:
             keys.append(both[0])
             logits.append(both[1])
 
-        _each(read, [reading.rewrites[0] for reading in self.requests], model, "answers to correct are read")
+        bare = [reading.rewrites[0] for reading in self.requests]
+        _each(read, bare, model, self._fitting("answers to correct are read"))
         return Measured(torch.cat(keys), torch.cat(keys), torch.cat(logits))
+
+    def _fitting(self, what: str) -> Fitting:
+        """How many at a time memory holds, which is found once for all passes over these requests."""
+        return self._fits.setdefault(what, Fitting(what))
+
+    @cached_property
+    def _fits(self) -> dict[str, Fitting]:
+        return {}
 
     def _by_request(self, values: Tensor) -> list[Tensor]:
         return list(torch.split(values, [len(reading.rewrites) for reading in self.asked]))
@@ -293,10 +303,10 @@ def _padded(passages: Sequence[Passage], device: torch.device | str = "cpu") -> 
     return _Batch(passages, ids, torch.tensor([passage.lookup for passage in passages], device=device))
 
 
-def _each(work: Callable[[_Batch], None], passages: Sequence[Passage], model: Model, what: str) -> None:
+def _each(work: Callable[[_Batch], None], passages: Sequence[Passage], model: Model, fitting: Fitting) -> None:
     """`work` of all passages in their order, as many at a time as `_tokens_per_batch` says and memory holds."""
     chunks = ((chunk,) for chunk in _chunks(passages, _tokens_per_batch(model)))
-    for _ in Fitting(what).each(lambda own: work(_padded(own)), chunks):
+    for _ in fitting.each(lambda own: work(_padded(own)), chunks):
         pass
 
 
