@@ -25,8 +25,8 @@ Refused = Callable[..., str]
 
 
 @pytest.fixture
-def refused(weightsmith, finished: Path, tmp_path: Path) -> Refused:
-    """`refused("trace", *flags)`: the sentence with which the command ended, on the finished run's model or another."""
+def assert_refused(weightsmith, finished: Path, tmp_path: Path) -> Refused:
+    """`assert_refused("trace", *flags)`: the sentence with which the command ended, on the finished run's model or another."""
 
     def run(command: str, *flags: object, model: object = finished, words: tuple[str, ...] = ()) -> str:
         runs = tmp_path / "runs"
@@ -69,20 +69,22 @@ def pairs(path: Path, seed: int = 0, n: int = 40, side: int = 8, channels: int =
         ({"n": 39}, ["--corrupted-from", "39", "40"]),
     ],
 )
-def test_pairs_of_different_size(refused: Refused, tmp_path: Path, other: dict[str, int], words: list[str]) -> None:
+def test_pairs_of_different_size(
+    assert_refused: Refused, tmp_path: Path, other: dict[str, int], words: list[str]
+) -> None:
     first, second = pairs(tmp_path / "a.npz"), pairs(tmp_path / "b.npz", 1, **other)
-    refused("patch", "--data-path", first, "--corrupted-from", second, "--select", "all", words=tuple(words))
+    assert_refused("patch", "--data-path", first, "--corrupted-from", second, "--select", "all", words=tuple(words))
 
 
-def test_pairs_that_do_not_differ(refused: Refused, tmp_path: Path) -> None:
+def test_pairs_that_do_not_differ(assert_refused: Refused, tmp_path: Path) -> None:
     first, second = pairs(tmp_path / "a.npz"), pairs(tmp_path / "b.npz")
-    refused("patch", "--data-path", first, "--corrupted-from", second, "--select", "all", words=("--min-gap",))
+    assert_refused("patch", "--data-path", first, "--corrupted-from", second, "--select", "all", words=("--min-gap",))
 
 
-def test_a_second_data_set_without_the_part(refused: Refused, tmp_path: Path) -> None:
+def test_a_second_data_set_without_the_part(assert_refused: Refused, tmp_path: Path) -> None:
     first = pairs(tmp_path / "a.npz")
     words = ("--corrupted-from digits", "'val'")
-    refused("patch", "--data-path", first, "--corrupted-from", "digits", "--select", "all", words=words)
+    assert_refused("patch", "--data-path", first, "--corrupted-from", "digits", "--select", "all", words=words)
 
 
 # --- models ---------------------------------------------------------------------------------------------------------
@@ -94,30 +96,32 @@ def test_a_place_that_no_model_has_is_refused_before_one_is_trained(asked: dict[
         check_options(TraceOptions(data_path="digits", model="auto", **asked))
 
 
-def test_a_network_without_tokens(refused: Refused, tmp_path: Path, tiny_model: Callable[..., Any]) -> None:
+def test_a_network_without_tokens(assert_refused: Refused, tmp_path: Path, tiny_model: Callable[..., Any]) -> None:
     save(tiny_model("mlp", classes=10), tmp_path / "mlp")
     mlp = tmp_path / "mlp"
-    refused("trace", model=mlp, words=("no patch tokens", "corrupt the pixels"))
-    refused("astra", model=mlp, words=("no patch tokens",))
+    assert_refused("trace", model=mlp, words=("no patch tokens", "corrupt the pixels"))
+    assert_refused("astra", model=mlp, words=("no patch tokens",))
     every = (*BLUR, "--select", "all")
-    refused("patch", *every, model=mlp, words=("--sites attn.out", "resid.out"))
-    refused("patch", *every, "--sites", "resid.out", "--tokens", "cls", model=mlp, words=("--tokens cls",))
-    refused("patch", *every, "--sites", "resid.out", "--sever", "mlp.out", model=mlp, words=("--sever mlp.out",))
+    assert_refused("patch", *every, model=mlp, words=("--sites attn.out", "resid.out"))
+    assert_refused("patch", *every, "--sites", "resid.out", "--tokens", "cls", model=mlp, words=("--tokens cls",))
+    assert_refused("patch", *every, "--sites", "resid.out", "--sever", "mlp.out", model=mlp, words=("--sever mlp.out",))
 
 
-def test_other_classes_than_the_data(refused: Refused, tmp_path: Path) -> None:
+def test_other_classes_than_the_data(assert_refused: Refused, tmp_path: Path) -> None:
     save(create("digits", ("a", "b", "c"), 0, channels=1), tmp_path / "three")
     for command in ("trace", "astra"):
-        refused(command, model=tmp_path / "three", words=("3 classes", "10"))
+        assert_refused(command, model=tmp_path / "three", words=("3 classes", "10"))
 
 
-def test_a_model_without_errors(refused: Refused, tmp_path: Path) -> None:
+def test_a_model_without_errors(assert_refused: Refused, tmp_path: Path) -> None:
     perfect(tmp_path / "perfect")
     labels = np.arange(20, dtype=np.uint8) % 2
     images = np.where(labels[:, None, None] == 1, 255, 0).astype(np.uint8) * np.ones((20, 8, 8), np.uint8)
     np.savez(tmp_path / "easy.npz", train_images=images, train_labels=labels[:, None])
     flags = ("--data-path", tmp_path / "easy.npz", "--sites", "resid.out", "--window", "1", "--corruption", "blur")
-    refused("patch", *flags, "--select", "errors", model=tmp_path / "perfect", words=("no errors", "--select all"))
+    assert_refused(
+        "patch", *flags, "--select", "errors", model=tmp_path / "perfect", words=("no errors", "--select all")
+    )
 
 
 def cut_short(model: Path) -> None:
@@ -140,23 +144,23 @@ DAMAGE: dict[str, Callable[[Path], object]] = {
 
 
 @pytest.mark.parametrize("kind", DAMAGE)
-def test_a_damaged_model(refused: Refused, finished: Path, tmp_path: Path, kind: str) -> None:
+def test_a_damaged_model(assert_refused: Refused, finished: Path, tmp_path: Path, kind: str) -> None:
     model = Path(shutil.copytree(finished / "model", tmp_path / "broken"))
     DAMAGE[kind](model)
-    refused("trace", model=model, words=(str(model),))
+    assert_refused("trace", model=model, words=(str(model),))
 
 
 # --- prompts --------------------------------------------------------------------------------------------------------
 
 
-def test_images_and_texts_are_told_apart(refused: Refused, texts: Path, tmp_path: Path) -> None:
+def test_images_and_texts_are_told_apart(assert_refused: Refused, texts: Path, tmp_path: Path) -> None:
     llama, ids = texts / "llama", texts / "ids.json"
-    refused("patch", "--data-path", ids, model=llama, words=("pairs of images", "locate trace"))
-    refused("astra", "--data-path", ids, model=llama, words=("reads no images",))
-    refused("trace", model=llama, words=("--data-path digits", "JSON"))
-    refused("trace", "--data-path", pairs(tmp_path / "a.npz"), model=llama, words=("a.npz", "JSON"))
-    refused("trace", "--data-path", tmp_path / "absent.json", model=llama, words=("absent.json",))
-    refused("trace", "--data-path", ids, words=("--data-path", "ids.json"))
+    assert_refused("patch", "--data-path", ids, model=llama, words=("pairs of images", "locate trace"))
+    assert_refused("astra", "--data-path", ids, model=llama, words=("reads no images",))
+    assert_refused("trace", model=llama, words=("--data-path digits", "JSON"))
+    assert_refused("trace", "--data-path", pairs(tmp_path / "a.npz"), model=llama, words=("a.npz", "JSON"))
+    assert_refused("trace", "--data-path", tmp_path / "absent.json", model=llama, words=("absent.json",))
+    assert_refused("trace", "--data-path", ids, words=("--data-path", "ids.json"))
 
 
 # --- places that cannot be written ----------------------------------------------------------------------------------
@@ -176,7 +180,9 @@ def test_a_file_where_a_folder_should_be(weightsmith, finished: Path, tmp_path: 
     assert (tmp_path / "taken").read_text() == "a file"
 
 
-def test_a_folder_that_cannot_be_written(refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_folder_that_cannot_be_written(
+    assert_refused: Refused, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Rights do not stop an administrator, so the refusal itself is made."""
     real = os.mkdir
 
@@ -186,8 +192,8 @@ def test_a_folder_that_cannot_be_written(refused: Refused, tmp_path: Path, monke
         real(path, *more)
 
     monkeypatch.setattr(os, "mkdir", read_only)
-    refused("patch", *BLUR, words=(str(tmp_path / "runs"), "choose another folder"))
+    assert_refused("patch", *BLUR, words=(str(tmp_path / "runs"), "choose another folder"))
 
 
-def test_markup_in_a_message_is_told_as_it_is(refused: Refused, tmp_path: Path) -> None:
-    refused("patch", "--data-path", tmp_path / "[bold]scans[/].npz", words=("[bold]scans[/].npz",))
+def test_markup_in_a_message_is_told_as_it_is(assert_refused: Refused, tmp_path: Path) -> None:
+    assert_refused("patch", "--data-path", tmp_path / "[bold]scans[/].npz", words=("[bold]scans[/].npz",))

@@ -22,7 +22,7 @@ from weightsmith.errors import WeightsmithError
 from weightsmith.models import save
 from weightsmith.run.folder import RunFolder
 from weightsmith.run.knowledge.edit import KIN
-from weightsmith.run.knowledge.fact_run import world_of
+from weightsmith.run.knowledge.facts import world_of
 from weightsmith.run.options.knowledge import EditOptions
 
 

@@ -136,6 +136,7 @@ def test_the_world_of_a_folder_is_read_back(made: tuple[Path, Model], world: Fac
         ("[]", "damaged"),
         (text.replace('"seed": 3', '"seed": 4'), "was changed since"),
     ):
+        (tmp_path / "recall.json").write_text("{}")
         (tmp_path / "facts.json").write_text(damaged, encoding="utf-8")
         with pytest.raises(WeightsmithError, match=told):
             world_of(tmp_path)

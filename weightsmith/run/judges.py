@@ -103,7 +103,9 @@ def classifier(path: str, flag: str, device: str) -> Model:
     except WeightsmithError as error:
         raise WeightsmithError(f"{flag} {path} cannot be read: {error}") from error
     if model.family.reads != "images":
-        raise WeightsmithError(f"{flag} {path} is a {model.family.title}: give an image classifier")
+        raise WeightsmithError(
+            f"{flag} {path} is a {model.family.title}: only image classifiers are measured, give one"
+        )
     return model
 
 

@@ -11,8 +11,9 @@ from weightsmith.data.sources import open_data
 from weightsmith.data.split import Source
 from weightsmith.errors import WeightsmithError, did_you_mean, near_path
 from weightsmith.files import user_path
-from weightsmith.models import Model, load
+from weightsmith.models import Model
 from weightsmith.run.job import check_device
+from weightsmith.run.judges import classifier
 from weightsmith.run.options.evaluate import EvaluateOptions
 from weightsmith.run.recorded import recorded_split
 
@@ -43,7 +44,7 @@ def contenders(options: EvaluateOptions, notes: list[str]) -> tuple[list[Contend
     device = check_device(options.device)
     known: dict[str, Contender] = {}
     for path in options.model_paths:
-        one = Contender(path, path, _classifier(path, "--model-paths", device))
+        one = Contender(path, path, classifier(path, "--model-paths", device))
         if _place(path) in known:
             raise WeightsmithError(
                 f"--model-paths names {path} and {known[_place(path)].path}, which are one model: give each once"
@@ -58,18 +59,6 @@ def contenders(options: EvaluateOptions, notes: list[str]) -> tuple[list[Contend
     return named, named[list(known).index(base)].name
 
 
-def _classifier(path: str, flag: str, device: str) -> Model:
-    try:
-        model = load(path, device=device)
-    except WeightsmithError as error:
-        raise WeightsmithError(f"{flag} {path} cannot be evaluated: {error}") from error
-    if model.family.reads != "images":
-        raise WeightsmithError(
-            f"{flag} {path} is a {model.family.title}, and only image classifiers are evaluated: leave it out"
-        )
-    return model
-
-
 def _found(folder: str, device: str, notes: list[str]) -> dict[str, Contender]:
     """Place → classifier below a folder, sorted by name."""
     root = user_path(folder)
@@ -82,7 +71,7 @@ def _found(folder: str, device: str, notes: list[str]) -> dict[str, Contender]:
         if any(part.startswith(".") for part in path.relative_to(root).parts):
             continue  # what was being written, or set aside
         try:
-            model = _classifier(str(path), "--auto-find", device)
+            model = classifier(str(path), "--auto-find", device)
         except WeightsmithError as error:
             notes.append(f"Left out: {error}.")
             continue
@@ -119,7 +108,7 @@ def _baseline(options: EvaluateOptions, known: dict[str, Contender], device: str
         raise WeightsmithError(f"--baseline {asked} is no folder and none of the models: {did_you_mean(asked, named)}")
     others = dict(known)
     known.clear()  # it comes first
-    known[place] = Contender(asked, asked, _classifier(asked, "--baseline", device))
+    known[place] = Contender(asked, asked, classifier(asked, "--baseline", device))
     known.update(others)
     _log.info("--baseline %s joins the models", asked)
     return place

@@ -21,9 +21,9 @@ from weightsmith.run.forecast.parts import WORDS, loading, passes
 from weightsmith.run.forecast.plan import Plan, Step
 from weightsmith.run.job import check_device
 from weightsmith.run.knowledge.edit import KIN, check_options, check_reads_text, editor_of, stem_of
-from weightsmith.run.knowledge.fact_run import FACTS, world_of
+from weightsmith.run.knowledge.fact_run import FACTS
 from weightsmith.run.knowledge.fact_run import KIN as FACTS_KIN
-from weightsmith.run.knowledge.facts import PRESET
+from weightsmith.run.knowledge.facts import PRESET, world_of
 from weightsmith.run.knowledge.language import Kept, facts_of, of_name
 from weightsmith.run.options.folder import FolderOptions
 from weightsmith.run.options.knowledge import EditOptions, FactsOptions

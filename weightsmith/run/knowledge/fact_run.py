@@ -4,20 +4,17 @@ from __future__ import annotations
 
 import json
 import logging
-from pathlib import Path
-from typing import Any
 
 from filelock import FileLock
 from rich import box
 from rich.table import Table
 
-from weightsmith.data.factworld import Fact, FactWorld, Relation, fact_world
+from weightsmith.data.factworld import FactWorld, fact_world
 from weightsmith.delta import weights_hash
-from weightsmith.errors import WeightsmithError
-from weightsmith.files import DAMAGED, cause_of, default_cache_dir, explained, user_path
+from weightsmith.files import default_cache_dir, explained, user_path
 from weightsmith.models import Model, load
 from weightsmith.run.job import check_device
-from weightsmith.run.knowledge.facts import fact_model
+from weightsmith.run.knowledge.facts import fact_model, world_of
 from weightsmith.run.options.folder import FolderOptions
 from weightsmith.run.options.knowledge import FactsOptions
 from weightsmith.run.outcome import Outcome
@@ -81,39 +78,3 @@ def of_auto(options: FolderOptions) -> tuple[Model, FactWorld]:
     with FileLock(place / ".lock"):  # another process may be training it
         _log.info("the model is the small GPT-2 of the fact world, kept in %s", place)
         return fact_model(place, 0, resume=True, device=device)
-
-
-def world_of(folder: Path) -> FactWorld | None:
-    """The fact world beside a model, given as its run's folder or as `model` in it; None where there is none.
-
-    Raises:
-        WeightsmithError: `facts.json` is damaged, or was changed.
-    """
-    place = folder.parent if folder.name in ("model", "edited") else folder
-    path = place / "facts.json"
-    if not (path.is_file() and (place / "recall.json").is_file()):  # any other facts may bear that name
-        return None
-    try:
-        entries: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        world = FactWorld(
-            tuple(
-                Fact(*(one[name] for name in ("name", "relation", "subject", "object")), *map(tuple, _wordings(one)))
-                for one in entries["facts"]
-            ),
-            {one["name"]: Relation(one["name"], one["of"], tuple(one["templates"])) for one in entries["relations"]},
-            tuple(entries["plain"]),
-            entries["seed"],
-            entries["tables"],
-        )
-        whole = world.fingerprint() == entries["fingerprint"]
-    except DAMAGED as error:
-        raise WeightsmithError(
-            f"{path} is damaged ({cause_of(error)}): make the run anew with `weightsmith facts`"
-        ) from error
-    if not whole:
-        raise WeightsmithError(f"{path} was changed since it was made: make the run anew with `weightsmith facts`")
-    return world
-
-
-def _wordings(one: dict[str, Any]) -> tuple[list[int], list[int]]:
-    return one["trained"], one["kept_aside"]

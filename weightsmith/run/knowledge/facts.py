@@ -74,13 +74,14 @@ def build(
 
 
 def world_of(folder: Path) -> FactWorld | None:
-    """The fact world that the model in a folder, or in the folder's `model/`, was trained on; None where it was on no such.
+    """The fact world beside a model, given as its run's folder or as a folder in it; None where there is none.
 
     Raises:
-        WeightsmithError: a damaged `facts.json`.
+        WeightsmithError: `facts.json` is damaged, or was changed.
     """
-    path = (folder.parent if folder.name == "model" else folder) / "facts.json"
-    if not path.is_file():
+    place = folder.parent if folder.name in ("model", "edited") else folder
+    path = place / "facts.json"
+    if not (path.is_file() and (place / "recall.json").is_file()):  # any other facts may bear that name
         return None
     try:
         entries = json.loads(path.read_text(encoding="utf-8"))
@@ -92,7 +93,7 @@ def world_of(folder: Path) -> FactWorld | None:
         ) from error
     if not whole:
         raise WeightsmithError(
-            f"{path} was changed since it was written: make the fact world's model anew with `weightsmith facts`"
+            f"{path} was changed since it was made: make the fact world's model anew with `weightsmith facts`"
         )
     return world
 

@@ -22,7 +22,8 @@ from weightsmith.measure import Interval
 from weightsmith.models import Model, load
 from weightsmith.request import TextRequest
 from weightsmith.run.job import check_device
-from weightsmith.run.knowledge.fact_run import FACTS, world_of
+from weightsmith.run.knowledge.fact_run import FACTS
+from weightsmith.run.knowledge.facts import world_of
 
 _log = logging.getLogger(__name__)
 
